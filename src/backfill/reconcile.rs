@@ -1,0 +1,103 @@
+//! Putting the status table in step with what it speaks of.
+//!
+//! The documents are the truth about what should be embedded, the embeddings about what is. A crash of an ingest, or a table
+//! that was lost, leaves status rows missing, left over, or claiming too much; each is mended here, and only looked for when
+//! a cheap sign says so.
+
+use std::collections::{HashMap, HashSet};
+
+use futures::TryStreamExt;
+use serde::Serialize;
+
+use super::Backfill;
+use crate::error::Result;
+use crate::id::ChunkId;
+use crate::status::ChunkState;
+
+/// Rows in one commit of a repair.
+const ROWS_PER_COMMIT: usize = 8192;
+
+/// What was out of step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReconcileReport {
+    /// Chunks that had no status under this embedder.
+    pub added: u64,
+    /// Status rows and vectors of chunks that are gone.
+    pub orphans: u64,
+    /// Chunks that were called ready and had no vector.
+    pub lost: u64,
+}
+
+impl Backfill {
+    pub(super) async fn reconcile(&self) -> Result<ReconcileReport> {
+        self.store.refresh().await?;
+        self.embeddings.refresh().await?;
+        let mut report = ReconcileReport::default();
+        self.follow_documents(&mut report).await?;
+        self.find_lost_vectors(&mut report).await?;
+        Ok(report)
+    }
+
+    /// Gives every chunk a status and removes those of chunks that are gone; skipped while the documents have not changed
+    /// since the last time.
+    async fn follow_documents(&self, report: &mut ReconcileReport) -> Result<()> {
+        let key = format!("reconciled/{}", self.embedder_id);
+        let version = self.store.documents.version().await?.to_string();
+        if self.store.meta.get(&key).await?.as_deref() == Some(version.as_str()) {
+            return Ok(());
+        }
+        let now = self.store.clock().now();
+        // Chunks with a vector, a status, or both; the flag says whether there is a status.
+        let mut known: HashMap<ChunkId, bool> = HashMap::new();
+        let mut stored = self.embeddings.ids().await?;
+        while let Some(some) = stored.try_next().await? {
+            known.extend(some.into_iter().map(|id| (id, false)));
+        }
+        let mut ids = self.store.status.ids(&self.embedder_id, None).await?;
+        while let Some(some) = ids.try_next().await? {
+            known.extend(some.into_iter().map(|id| (id, true)));
+        }
+        // In the order of the documents, so that claims follow it.
+        let mut missing = Vec::new();
+        let mut documents = self.store.documents.ids().await?;
+        while let Some(some) = documents.try_next().await? {
+            missing.extend(some.into_iter().filter(|id| known.remove(id) != Some(true)));
+        }
+        for some in missing.chunks(ROWS_PER_COMMIT) {
+            report.added += self.store.status.insert_new(&self.embedder_id, some, now).await?;
+        }
+        // What is left in `known` has no document.
+        let orphans: Vec<_> = known.into_keys().collect();
+        self.embeddings.delete(&orphans).await?;
+        self.store.status.delete(&orphans).await?;
+        report.orphans += orphans.len() as u64;
+        self.store.meta.put(&key, &version, now).await
+    }
+
+    /// Puts chunks that are called ready but have no vector back to `new`; looked for only where there are fewer vectors
+    /// than ready chunks.
+    async fn find_lost_vectors(&self, report: &mut ReconcileReport) -> Result<()> {
+        let ready = self.store.status.counts().await?.get(&self.embedder_id).map_or(0, |counts| counts.ready);
+        if self.embeddings.count().await? >= ready {
+            return Ok(());
+        }
+        let mut lost: HashSet<ChunkId> = HashSet::new();
+        let mut ids = self.store.status.ids(&self.embedder_id, Some(ChunkState::Ready)).await?;
+        while let Some(some) = ids.try_next().await? {
+            lost.extend(some);
+        }
+        let mut stored = self.embeddings.ids().await?;
+        while let Some(some) = stored.try_next().await? {
+            some.iter().for_each(|id| {
+                lost.remove(id);
+            });
+        }
+        let lost: Vec<_> = lost.into_iter().collect();
+        let now = self.store.clock().now();
+        for some in lost.chunks(ROWS_PER_COMMIT) {
+            self.store.status.reset(&self.embedder_id, some, now).await?;
+        }
+        report.lost += lost.len() as u64;
+        Ok(())
+    }
+}

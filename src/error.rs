@@ -1,0 +1,225 @@
+//! The one error type of the library.
+//!
+//! A variant says what failed and on what, keeps its cause as `source`, and where the caller can mend it says how.
+//! Causes from other crates are boxed, so that no storage or inference type leaks into the public surface.
+
+use std::path::PathBuf;
+
+/// A cause from another crate, kept whole.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// What every fallible function of the library returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong in a bank.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The directory exists and holds something else.
+    #[error("{} is not a bank: {reason}; choose an empty or new directory", path.display())]
+    NotABank {
+        /// The directory that was opened.
+        path: PathBuf,
+        /// What was found there instead.
+        reason: String,
+    },
+    /// There is nothing to open.
+    #[error("there is no bank at {}; `embank sync PATH` makes one", path.display())]
+    NoBank {
+        /// The directory that was opened.
+        path: PathBuf,
+    },
+    /// The bank was written by a newer release.
+    #[error("the bank at {} has format {found}, this release reads up to {supported}; use a newer embank", path.display())]
+    NewerFormat {
+        /// The bank's directory.
+        path: PathBuf,
+        /// The format version that it states.
+        found: u64,
+        /// The newest format version that this release reads.
+        supported: u64,
+    },
+    /// A setting has a value that cannot be used.
+    #[error("{setting}: {reason}")]
+    InvalidSetting {
+        /// The setting or argument.
+        setting: &'static str,
+        /// Why its value is refused, and what would do.
+        reason: String,
+    },
+    /// Reading or writing a file failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried, as a verb: `read`, `create`, `sync`.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The storage layer refused or failed.
+    #[error("cannot {action} table {table}")]
+    Store {
+        /// What was tried, as a verb: `append to`, `scan`.
+        action: &'static str,
+        /// The table.
+        table: String,
+        /// What the storage layer said.
+        #[source]
+        source: BoxError,
+    },
+    /// A stored row does not have the promised form.
+    #[error("table {table}, column {column}: {reason}; the bank may be damaged")]
+    MalformedRow {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A filter does not parse, or names a column that cannot be filtered on.
+    #[error("filter `{filter}`: {reason}")]
+    InvalidFilter {
+        /// The filter as it was given.
+        filter: String,
+        /// What is wrong, with the known columns where that helps.
+        reason: String,
+    },
+    /// Another process holds the maintenance lease.
+    #[error("this bank is in maintenance ({purpose}) until {until}; try again later")]
+    Busy {
+        /// What the holder of the lease is doing.
+        purpose: String,
+        /// Until when, RFC 3339.
+        until: String,
+    },
+    /// The work was cancelled by its [`Cancel`](crate::progress::Cancel) token.
+    #[error("cancelled")]
+    Cancelled,
+
+    /// A model is not on this machine.
+    #[error("model {model} is not in {}: {missing} is missing; `embank model pull {model}` fetches it", dir.display())]
+    ModelMissing {
+        /// The model's name.
+        model: String,
+        /// The folder that was searched.
+        dir: PathBuf,
+        /// The first file that is missing.
+        missing: String,
+    },
+    /// No such model is known.
+    #[error("unknown embedder {name}; known: {known}")]
+    UnknownEmbedder {
+        /// The name that was asked for.
+        name: String,
+        /// What can be asked for.
+        known: String,
+    },
+    /// A model file is not the published one.
+    #[error("{} has sha256 {found}, expected {expected}; delete it and run `embank model pull`", path.display())]
+    ChecksumMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The pinned checksum, hex.
+        expected: String,
+        /// The checksum of what is there, hex.
+        found: String,
+    },
+    /// A model file cannot be understood.
+    #[error("{}: {reason}", path.display())]
+    ModelFormat {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// The parser's answer, where there is one.
+        #[source]
+        source: Option<BoxError>,
+    },
+    /// A model could not be fetched from any source.
+    #[error("cannot fetch {model}: {reason}; on a machine without network use `embank model pull {model} --from DIR`")]
+    ModelFetch {
+        /// The model's name.
+        model: String,
+        /// What each source answered.
+        reason: String,
+    },
+    /// The embedder failed as a whole (a single bad text is a row in the report, never this).
+    #[error("embedder {embedder} failed: {reason}")]
+    EmbedderFailed {
+        /// The embedder's name.
+        embedder: String,
+        /// What it said.
+        reason: String,
+        /// The cause, where there is one.
+        #[source]
+        source: Option<BoxError>,
+    },
+
+    /// A query cannot be searched for.
+    #[error("invalid query: {reason}")]
+    InvalidQuery {
+        /// Why.
+        reason: String,
+    },
+    /// The bank has no active generation for this embedder.
+    #[error("no active index for embedder {embedder}; `embank index build` makes one")]
+    NoActiveGeneration {
+        /// The embedder.
+        embedder: String,
+    },
+    /// There is no such generation.
+    #[error("there is no generation {id}; `embank index list` shows them")]
+    UnknownGeneration {
+        /// The id that was asked for.
+        id: String,
+    },
+    /// The gate said no: the generation's recall is below the threshold.
+    #[error("generation {id} has recall@{k} {recall:.4}, below the required {required:.4}; it was not activated")]
+    RecallTooLow {
+        /// The generation.
+        id: String,
+        /// Neighbours asked for.
+        k: usize,
+        /// Measured mean recall@k of the verdict queries.
+        recall: f64,
+        /// The threshold.
+        required: f64,
+    },
+    /// An index cannot be built from what there is.
+    #[error("cannot build a {kind} index: {reason}")]
+    CannotBuild {
+        /// The index kind.
+        kind: String,
+        /// Why, and what would do.
+        reason: String,
+    },
+    /// The pointer moved while this activation was under way.
+    #[error("the active generation changed from {expected} to {found} meanwhile; nothing was overwritten")]
+    PointerMoved {
+        /// The generation the flip started from.
+        expected: String,
+        /// The generation that is active now.
+        found: String,
+    },
+    /// The generation is not in a state in which this can be done.
+    #[error("generation {id} is {state}: {reason}")]
+    WrongState {
+        /// The generation.
+        id: String,
+        /// Its state.
+        state: String,
+        /// What would be needed.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] on `path`; for use with `map_err`.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,87 @@
+//! Moving the pointer: forward to a validated generation, or back to an earlier one.
+
+use serde::Serialize;
+
+use super::generation::GenerationState;
+use super::validate::Validated;
+use super::Indexing;
+use crate::error::{Error, Result};
+use crate::id::GenerationId;
+
+/// A pointer that was moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Activation {
+    /// What search follows now.
+    pub active: GenerationId,
+    /// What it followed before.
+    pub previous: Option<GenerationId>,
+}
+
+impl Indexing {
+    /// Makes a validated generation the active one. Its index is loaded before the pointer moves, so the first query after
+    /// the flip is not a slow one.
+    ///
+    /// # Errors
+    /// [`Error::PointerMoved`] if another process was faster; nothing was changed then.
+    pub(crate) async fn activate(&self, validated: Validated) -> Result<Activation> {
+        let Validated { id, snapshot, lease, .. } = validated;
+        if self.embeddings.coverage(&snapshot, &id).await?.is_some() {
+            self.embeddings.prewarm(&snapshot, &id).await?;
+        }
+        let activation = self.point_at(&id).await?;
+        lease.release().await?;
+        Ok(activation)
+    }
+
+    /// Makes a generation the active one that passed validation before: one that is ready or retired.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for one that never passed; [`Error::UnknownGeneration`].
+    pub(crate) async fn activate_stored(&self, id: &GenerationId) -> Result<Activation> {
+        let generation = self.get(id).await?;
+        match generation.state {
+            GenerationState::Ready | GenerationState::Retired => {}
+            GenerationState::Active => return Ok(Activation { active: id.clone(), previous: None }),
+            state => {
+                let reason = "only a generation that passed validation can be activated".to_owned();
+                return Err(Error::WrongState { id: id.to_string(), state: state.label().to_owned(), reason });
+            }
+        }
+        self.check_index_exists(id, generation.spec.is_some()).await?;
+        self.point_at(id).await
+    }
+
+    /// Returns to the generation that was active before.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if there is none.
+    pub(crate) async fn rollback(&self) -> Result<Activation> {
+        let pointer = self.pointer().await?.unwrap_or_default();
+        let Some((back, target)) = pointer.rolled_back() else {
+            let id = pointer.active.map_or_else(|| "none".to_owned(), |id| id.to_string());
+            let reason = "no generation was active before it".to_owned();
+            return Err(Error::WrongState { id, state: "active".to_owned(), reason });
+        };
+        let generation = self.get(&target).await?;
+        self.check_index_exists(&target, generation.spec.is_some()).await?;
+        self.move_pointer(Some(&pointer), &back).await?;
+        Ok(Activation { active: target, previous: pointer.active })
+    }
+
+    async fn point_at(&self, id: &GenerationId) -> Result<Activation> {
+        let pointer = self.pointer().await?;
+        let moved = pointer.clone().unwrap_or_default().moved_to(id);
+        self.move_pointer(pointer.as_ref(), &moved).await?;
+        Ok(Activation { active: id.clone(), previous: pointer.and_then(|p| p.active) })
+    }
+
+    async fn check_index_exists(&self, id: &GenerationId, has_index: bool) -> Result<()> {
+        self.embeddings.refresh().await?;
+        let snapshot = self.embeddings.snapshot().await?;
+        if has_index && self.embeddings.coverage(&snapshot, id).await?.is_none() {
+            let reason = "its index was removed; build a new one".to_owned();
+            return Err(Error::WrongState { id: id.to_string(), state: "without an index".to_owned(), reason });
+        }
+        Ok(())
+    }
+}

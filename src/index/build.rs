@@ -1,0 +1,128 @@
+//! Building generation N+1 under a new id, with the maintenance lease held from here to the end of validation.
+
+use super::generation::{GenerationState, Record};
+use super::rules::{IndexKind, SpecOverrides, spec_for};
+use super::Indexing;
+use crate::error::{Error, Result};
+use crate::id::GenerationId;
+use crate::store::{IndexSpec, MaintenanceLease, QuerySettings, Snapshot};
+
+/// What to build.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BuildOptions {
+    /// Which index. Default [`IndexKind::Auto`].
+    pub kind: IndexKind,
+    /// Parameters set by hand.
+    pub overrides: SpecOverrides,
+    /// Seed of training and validation; drawn and recorded where absent.
+    pub seed: Option<u64>,
+}
+
+/// A generation that is built and not yet measured. Holds the maintenance lease; dropping it gives the lease back and leaves
+/// the generation to be cleaned up by the next build.
+#[derive(Debug)]
+#[must_use = "a built generation serves nothing until it is validated and activated"]
+pub struct Built {
+    pub(super) id: GenerationId,
+    pub(super) record: Record,
+    pub(super) snapshot: Snapshot,
+    pub(super) lease: MaintenanceLease,
+}
+
+impl Built {
+    /// The new generation's id.
+    pub fn id(&self) -> &GenerationId {
+        &self.id
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> &'static str {
+        self.record.kind()
+    }
+
+    /// Rows it covers.
+    pub fn rows(&self) -> u64 {
+        self.record.rows
+    }
+}
+
+impl Indexing {
+    /// Builds the next generation on all vectors there are.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while somebody else maintains the bank; [`Error::CannotBuild`] without vectors or with impossible
+    /// parameters; [`Error::Cancelled`]. The generation then stands as failed with the reason, and its files are removed.
+    pub(crate) async fn build(&self, options: BuildOptions) -> Result<Built> {
+        let lease = self.store.maintenance_lease("building an index").await?;
+        self.fail_interrupted().await?;
+        self.embeddings.refresh().await?;
+        let snapshot = self.embeddings.snapshot().await?;
+        let rows = self.embeddings.count_at(&snapshot).await?;
+        if rows == 0 {
+            let reason = "there are no vectors yet; run `embank backfill` first".to_owned();
+            return Err(Error::CannotBuild { kind: "any".into(), reason });
+        }
+        let spec = spec_for(options.kind, rows, self.embeddings.dimension(), &options.overrides);
+        let now = self.store.clock().now();
+        let last = self.store.generations.list(None).await?.iter().map(|row| row.sequence).max().unwrap_or(0);
+        let id = GenerationId::new(last + 1, rand_suffix());
+        let seed = options.seed.unwrap_or_else(|| u64::from(rand_suffix()));
+        let mut record = Record::begin(last + 1, spec, seed, now);
+        self.save(&id, &record).await?;
+
+        let built = match spec {
+            Some(spec) => self.embeddings.build_index(&id, &spec, seed, &self.listener, &self.cancel).await,
+            None => Ok(snapshot),
+        };
+        let snapshot = match built {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                self.fail(&id, &mut record, error.to_string()).await?;
+                return Err(error);
+            }
+        };
+        record.rows = self.embeddings.count_at(&snapshot).await?;
+        record.dataset_version = snapshot.version();
+        record.build_seconds = self.store.clock().now().since(now).as_secs_f64();
+        record.settings = default_settings(spec.as_ref());
+        record.advance(&id, GenerationState::Validating)?;
+        self.save(&id, &record).await?;
+        Ok(Built { id, record, snapshot, lease })
+    }
+
+    /// Marks a generation failed and removes its files.
+    pub(super) async fn fail(&self, id: &GenerationId, record: &mut Record, reason: String) -> Result<()> {
+        record.error = Some(reason);
+        record.advance(id, GenerationState::Failed)?;
+        self.save(id, record).await?;
+        self.embeddings.drop_index(id).await
+    }
+
+    /// Marks generations that nobody is building any more as failed. The caller holds the maintenance lease, so nobody is.
+    pub(super) async fn fail_interrupted(&self) -> Result<()> {
+        for row in self.store.generations.list(Some(&self.embedder_id)).await? {
+            let mut record = Record::from_row(&row)?;
+            if matches!(record.state, GenerationState::Building | GenerationState::Validating) {
+                let reason = format!("interrupted while {}", record.state.label());
+                self.fail(&row.id, &mut record, reason).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is searched with until tuning has chosen: every list.
+fn default_settings(spec: Option<&IndexSpec>) -> QuerySettings {
+    match spec {
+        None => QuerySettings::default(),
+        Some(IndexSpec::IvfPq { partitions, .. } | IndexSpec::Hnsw { partitions, .. }) => {
+            QuerySettings { nprobes: Some(*partitions), ef: None, refine_factor: Some(1) }
+        }
+    }
+}
+
+/// 32 random bits from the operating system, by way of a UUID.
+fn rand_suffix() -> u32 {
+    let (high, ..) = uuid::Uuid::new_v4().as_fields();
+    high
+}

@@ -1,0 +1,195 @@
+//! A generation: one build of one index, its states, and the record that is kept of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::pointer::Pointer;
+use super::recall::RecallReport;
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::id::{EmbedderId, GenerationId};
+use crate::store::{GenerationRow, IndexSpec, QuerySettings};
+
+/// Where a generation stands.
+///
+/// `Active` and `Retired` are not stored: a `Ready` generation is active if the pointer names it, retired if it did once.
+/// So there is one truth about what is served, the pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GenerationState {
+    /// The index is being trained and built.
+    Building,
+    /// Its recall is being measured.
+    Validating,
+    /// It passed and can be activated.
+    Ready,
+    /// Search follows it.
+    Active,
+    /// Search followed it once; a rollback can return to it.
+    Retired,
+    /// It was refused, cancelled or interrupted; the record says why.
+    Failed,
+}
+
+impl GenerationState {
+    /// The state as a word.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Building => "building",
+            Self::Validating => "validating",
+            Self::Ready => "ready",
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Whether a stored state may follow another one.
+    pub(super) fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Building, Self::Validating | Self::Failed) | (Self::Validating, Self::Ready | Self::Failed)
+        )
+    }
+}
+
+/// One generation, for people and programs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Generation {
+    /// Its id; never used twice.
+    pub id: GenerationId,
+    /// Where it stands.
+    pub state: GenerationState,
+    /// Its kind: `flat`, `ivf-pq`, `hnsw`.
+    pub kind: String,
+    /// The index parameters; `None` for flat.
+    pub spec: Option<IndexSpec>,
+    /// What it is searched with.
+    pub settings: QuerySettings,
+    /// Rows when it was built.
+    pub rows: u64,
+    /// Version of the embeddings table that it was built on.
+    pub dataset_version: u64,
+    /// Seed of training and of the validation queries.
+    pub seed: u64,
+    /// Seconds the build took.
+    pub build_seconds: f64,
+    /// What validation measured.
+    pub recall: Option<RecallReport>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// When it was begun, RFC 3339.
+    pub created_at: String,
+}
+
+/// What is stored of a generation beside its keys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) sequence: u64,
+    pub(super) state: GenerationState,
+    pub(super) spec: Option<IndexSpec>,
+    pub(super) settings: QuerySettings,
+    pub(super) rows: u64,
+    pub(super) dataset_version: u64,
+    pub(super) seed: u64,
+    pub(super) build_seconds: f64,
+    pub(super) recall: Option<RecallReport>,
+    pub(super) error: Option<String>,
+    pub(super) created_at: i64,
+    /// The release and the storage engine that built it.
+    pub(super) built_with: String,
+}
+
+impl Record {
+    pub(super) fn begin(sequence: u64, spec: Option<IndexSpec>, seed: u64, now: Timestamp) -> Self {
+        Self {
+            sequence,
+            state: GenerationState::Building,
+            spec,
+            settings: QuerySettings::default(),
+            rows: 0,
+            dataset_version: 0,
+            seed,
+            build_seconds: 0.0,
+            recall: None,
+            error: None,
+            created_at: now.0,
+            built_with: concat!("embank ", env!("CARGO_PKG_VERSION"), ", lance 14.0.2").to_owned(),
+        }
+    }
+
+    /// Moves on to `next`; a transition that is not allowed leaves the state and is an error.
+    pub(super) fn advance(&mut self, id: &GenerationId, next: GenerationState) -> Result<()> {
+        if !self.state.may_become(next) {
+            let reason = format!("it cannot become {}", next.label());
+            return Err(Error::WrongState { id: id.to_string(), state: self.state.label().to_owned(), reason });
+        }
+        self.state = next;
+        Ok(())
+    }
+
+    pub(super) fn kind(&self) -> &'static str {
+        self.spec.as_ref().map_or("flat", IndexSpec::label)
+    }
+
+    pub(super) fn to_row(&self, id: &GenerationId, embedder: &EmbedderId, now: Timestamp) -> GenerationRow {
+        GenerationRow {
+            id: id.clone(),
+            sequence: self.sequence,
+            embedder_id: embedder.clone(),
+            kind: self.kind().to_owned(),
+            state: self.state.label().to_owned(),
+            record: serde_json::json!(self).to_string(),
+            created_at: Timestamp(self.created_at),
+            updated_at: now,
+        }
+    }
+
+    pub(super) fn from_row(row: &GenerationRow) -> Result<Self> {
+        serde_json::from_str(&row.record).map_err(|e| Error::MalformedRow {
+            table: "generations".into(),
+            column: "record".into(),
+            reason: format!("generation {}: {e}", row.id),
+        })
+    }
+}
+
+impl Generation {
+    pub(super) fn from_row(row: &GenerationRow, pointer: &Pointer) -> Result<Self> {
+        let record = Record::from_row(row)?;
+        let state = match record.state {
+            GenerationState::Ready if pointer.active.as_ref() == Some(&row.id) => GenerationState::Active,
+            GenerationState::Ready if pointer.previous.contains(&row.id) => GenerationState::Retired,
+            stored => stored,
+        };
+        Ok(Self {
+            id: row.id.clone(),
+            state,
+            kind: record.kind().to_owned(),
+            spec: record.spec,
+            settings: record.settings,
+            rows: record.rows,
+            dataset_version: record.dataset_version,
+            seed: record.seed,
+            build_seconds: record.build_seconds,
+            recall: record.recall,
+            error: record.error,
+            created_at: Timestamp(record.created_at).to_rfc3339(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GenerationState::*;
+
+    #[test]
+    fn the_whole_transition_table() {
+        let allowed = [(Building, Validating), (Building, Failed), (Validating, Ready), (Validating, Failed)];
+        let all = [Building, Validating, Ready, Active, Retired, Failed];
+        for from in all {
+            for to in all {
+                assert_eq!(from.may_become(to), allowed.contains(&(from, to)), "{from:?} → {to:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The life of an index: build under a new id → validate recall against exact search → activate by moving the pointer.
+//!
+//! Guarantees: only what was validated can be activated (the types [`Built`] → [`Validated`] → activation leave no other
+//! way); the pointer moves by compare-and-set; search is served with exactly the settings that were validated; a build that
+//! was interrupted is cleaned up by the next one. Must not know: files, texts, embedders (queries are vectors).
+
+mod activate;
+mod build;
+mod garbage;
+mod generation;
+mod pointer;
+mod queries;
+mod recall;
+mod rules;
+mod tune;
+mod validate;
+
+pub use activate::Activation;
+pub use build::{BuildOptions, Built};
+pub use garbage::GarbageReport;
+pub use generation::{Generation, GenerationState};
+pub use recall::RecallReport;
+pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};
+pub use validate::{ValidateOptions, Validated};
+
+use crate::error::{Error, Result};
+use crate::id::{EmbedderId, GenerationId};
+use crate::progress::{Cancel, Listener};
+use crate::store::{Embeddings, Store};
+use generation::Record;
+
+/// The stage, ready to run.
+#[derive(Clone)]
+pub(crate) struct Indexing {
+    pub(crate) store: Store,
+    pub(crate) embedder_id: EmbedderId,
+    pub(crate) embeddings: Embeddings,
+    pub(crate) listener: Listener,
+    pub(crate) cancel: Cancel,
+}
+
+impl Indexing {
+    /// The embedder's generations, oldest first, with their present state.
+    pub(crate) async fn list(&self) -> Result<Vec<Generation>> {
+        let pointer = self.pointer().await?.unwrap_or_default();
+        let rows = self.store.generations.list(Some(&self.embedder_id)).await?;
+        rows.iter().map(|row| Generation::from_row(row, &pointer)).collect()
+    }
+
+    /// One generation.
+    pub(crate) async fn get(&self, id: &GenerationId) -> Result<Generation> {
+        let found = self.list().await?.into_iter().find(|generation| generation.id == *id);
+        found.ok_or_else(|| Error::UnknownGeneration { id: id.to_string() })
+    }
+
+    /// The active generation, if there is one.
+    pub(crate) async fn active(&self) -> Result<Option<Generation>> {
+        Ok(self.list().await?.into_iter().find(|generation| generation.state == GenerationState::Active))
+    }
+
+    /// Writes a generation's row.
+    async fn save(&self, id: &GenerationId, record: &Record) -> Result<()> {
+        self.store.generations.put(&record.to_row(id, &self.embedder_id, self.store.clock().now())).await
+    }
+}

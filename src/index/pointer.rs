@@ -1,0 +1,96 @@
+//! The pointer that search follows: which generation is active, and which were before it. One value in `meta`, changed by
+//! compare-and-set alone.
+
+use serde::{Deserialize, Serialize};
+
+use super::Indexing;
+use crate::error::{Error, Result};
+use crate::id::GenerationId;
+
+/// Earlier generations that the pointer remembers, for rollback.
+const HISTORY: usize = 16;
+
+/// The pointer's value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pointer {
+    pub(super) active: Option<GenerationId>,
+    /// Newest first, without the active one.
+    pub(super) previous: Vec<GenerationId>,
+}
+
+impl Pointer {
+    /// The pointer after `next` became active.
+    pub(super) fn moved_to(&self, next: &GenerationId) -> Self {
+        let mut previous = self.previous.clone();
+        previous.splice(0..0, self.active.clone());
+        previous.retain(|id| id != next);
+        previous.truncate(HISTORY);
+        Self { active: Some(next.clone()), previous }
+    }
+
+    /// The pointer after a rollback, and where it leads; `None` if there is nothing to return to.
+    pub(super) fn rolled_back(&self) -> Option<(Self, GenerationId)> {
+        let (target, rest) = self.previous.split_first()?;
+        Some((Self { active: Some(target.clone()), previous: rest.to_vec() }, target.clone()))
+    }
+}
+
+impl Indexing {
+    fn pointer_key(&self) -> String {
+        format!("active/{}", self.embedder_id)
+    }
+
+    /// The pointer as of the newest commit of any process.
+    pub(super) async fn pointer(&self) -> Result<Option<Pointer>> {
+        let Some(value) = self.store.meta.get(&self.pointer_key()).await? else { return Ok(None) };
+        let parsed = serde_json::from_str(&value);
+        parsed.map(Some).map_err(|e| Error::MalformedRow {
+            table: "meta".into(),
+            column: self.pointer_key(),
+            reason: e.to_string(),
+        })
+    }
+
+    /// Moves the pointer from `from` to `to`, durably.
+    ///
+    /// # Errors
+    /// [`Error::PointerMoved`] if it is not `from` any more; nothing was changed then.
+    pub(super) async fn move_pointer(&self, from: Option<&Pointer>, to: &Pointer) -> Result<()> {
+        let [expected, value] = [from, Some(to)].map(|p| p.map(|p| serde_json::json!(p).to_string()));
+        let value = value.unwrap_or_default();
+        // What the pointer will name is on the medium before the pointer is, and the pointer before we say so.
+        self.store.acknowledge().await?;
+        let now = self.store.clock().now();
+        if !self.store.meta.compare_and_set(&self.pointer_key(), expected.as_deref(), &value, now).await? {
+            let name = |pointer: Option<Pointer>| {
+                pointer.and_then(|p| p.active).map_or_else(|| "none".to_owned(), |id| id.to_string())
+            };
+            return Err(Error::PointerMoved { expected: name(from.cloned()), found: name(self.pointer().await?) });
+        }
+        self.store.acknowledge().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u64) -> GenerationId {
+        GenerationId::new(n, 0)
+    }
+
+    #[test]
+    fn rollback_undoes_an_activation_and_ends_where_history_ends() {
+        let one = Pointer::default().moved_to(&id(1));
+        let two = one.moved_to(&id(2));
+        assert_eq!(two, Pointer { active: Some(id(2)), previous: vec![id(1)] });
+        assert_eq!(two.rolled_back(), Some((Pointer { active: Some(id(1)), previous: vec![] }, id(1))));
+        assert_eq!(one.rolled_back(), None);
+    }
+
+    #[test]
+    fn activating_what_was_active_once_leaves_no_double_entry() {
+        let pointer = Pointer::default().moved_to(&id(1)).moved_to(&id(2)).moved_to(&id(1));
+        assert_eq!(pointer, Pointer { active: Some(id(1)), previous: vec![id(2)] });
+    }
+}

@@ -1,0 +1,151 @@
+//! Keeping a bank fresh: one bounded step a tick — ingest, backfill, rebuild if the policy says so, activate.
+//!
+//! Guarantees: a tick can be killed anywhere and the next one continues; an index that fails its gate leaves the old one
+//! active and does not fail the tick's other work. Must not know: what the stages do inside.
+
+mod policy;
+
+use std::path::Path;
+
+use serde::Serialize;
+
+pub use policy::{ActiveStatistics, IndexAction, IndexStatistics, RebuildPolicy};
+
+use crate::backfill::{BackfillOptions, BackfillReport};
+use crate::engine::Bank;
+use crate::error::{Error, Result};
+use crate::id::GenerationId;
+use crate::index::{BuildOptions, IndexKind, RecallReport, ValidateOptions};
+use crate::ingest::{IngestOptions, IngestReport};
+
+/// How to bring a bank up to date.
+#[derive(Clone, Debug, Default)]
+pub struct SyncOptions {
+    /// How to ingest.
+    pub ingest: IngestOptions,
+    /// What to embed.
+    pub backfill: BackfillOptions,
+    /// When to build an index.
+    pub policy: RebuildPolicy,
+    /// What to build.
+    pub build: BuildOptions,
+    /// How to validate it.
+    pub validate: ValidateOptions,
+}
+
+/// What a tick did.
+#[derive(Clone, Debug, Serialize)]
+pub struct SyncReport {
+    /// Reading and chunking.
+    pub ingest: IngestReport,
+    /// Embedding.
+    pub backfill: BackfillReport,
+    /// The index.
+    pub index: IndexOutcome,
+    /// Whether it stopped because it was asked to.
+    pub cancelled: bool,
+}
+
+/// What became of the index.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum IndexOutcome {
+    /// There is nothing to index.
+    Nothing,
+    /// The active generation serves on.
+    Kept {
+        /// Why no new one was needed.
+        reason: String,
+    },
+    /// A new generation is active.
+    Activated {
+        /// It.
+        generation: GenerationId,
+        /// Its kind.
+        kind: String,
+        /// Rows it covers.
+        rows: u64,
+        /// Seconds the build took, validation included.
+        seconds: f64,
+        /// What was measured.
+        recall: RecallReport,
+        /// Why it was built.
+        reason: String,
+    },
+    /// A new generation was refused by the gate; the old one serves on.
+    Refused {
+        /// What the gate said.
+        reason: String,
+    },
+    /// Somebody else is in maintenance; the old one serves on.
+    Busy,
+    /// It was cancelled before its turn.
+    Cancelled,
+}
+
+impl Bank {
+    /// The main job: ingest, embed what is missing, and renew the index if the policy says so.
+    ///
+    /// # Errors
+    /// Those of the stages. A refused index is not an error but an [`IndexOutcome::Refused`].
+    pub async fn sync<P: AsRef<Path>>(&self, sources: &[P], options: SyncOptions) -> Result<SyncReport> {
+        let ingest = self.ingest(sources, options.ingest).await?;
+        let backfill = self.backfill(options.backfill).await?;
+        let cancelled = ingest.cancelled || backfill.cancelled;
+        let index = if cancelled {
+            IndexOutcome::Cancelled
+        } else {
+            self.renew_index(options.policy, options.build, options.validate).await?
+        };
+        Ok(SyncReport { cancelled: cancelled || matches!(index, IndexOutcome::Cancelled), ingest, backfill, index })
+    }
+
+    /// Builds, validates and activates a new generation if the policy asks for one.
+    ///
+    /// # Errors
+    /// Those of the index stage, but for a refusal, a busy bank, and a cancellation, which are outcomes.
+    pub async fn renew_index(
+        &self,
+        policy: RebuildPolicy,
+        build: BuildOptions,
+        validate: ValidateOptions,
+    ) -> Result<IndexOutcome> {
+        let renewal: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
+            Box::pin(self.renew_index_inner(policy, build, validate));
+        renewal.await
+    }
+
+    async fn renew_index_inner(
+        &self,
+        policy: RebuildPolicy,
+        build: BuildOptions,
+        validate: ValidateOptions,
+    ) -> Result<IndexOutcome> {
+        let wants_flat = build.kind == IndexKind::Auto;
+        let reason = match policy.decide(&self.index_statistics().await?, wants_flat) {
+            IndexAction::Nothing => return Ok(IndexOutcome::Nothing),
+            IndexAction::Keep { reason } => return Ok(IndexOutcome::Kept { reason }),
+            IndexAction::Build { reason } => reason,
+        };
+        let began = std::time::Instant::now();
+        let finished = async {
+            let built = self.build_index(build).await?;
+            let (kind, rows) = (built.kind().to_owned(), built.rows());
+            let validated = self.validate(built, validate).await?;
+            let recall = validated.report().clone();
+            let activation = self.activate(validated).await?;
+            Ok((activation.active, kind, rows, recall))
+        };
+        match finished.await {
+            Ok((generation, kind, rows, recall)) => {
+                let seconds = began.elapsed().as_secs_f64();
+                Ok(IndexOutcome::Activated { generation, kind, rows, seconds, recall, reason })
+            }
+            Err(error @ Error::RecallTooLow { .. }) => Ok(IndexOutcome::Refused { reason: error.to_string() }),
+            Err(Error::Busy { .. }) => Ok(IndexOutcome::Busy),
+            Err(Error::Cancelled) => Ok(IndexOutcome::Cancelled),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! `status`: where each chunk stands under each embedder. The only table that is updated in place, and so the narrowest.
+//!
+//! Guarantees: a claim is a lease with an owner and an end; of racing claims for one chunk exactly one wins; a worker whose
+//! lease was taken over can no longer mark what it lost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_array::{Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use futures::TryStreamExt;
+use futures::stream::BoxStream;
+
+use super::filter::Filter;
+use super::rows::{Rows, count_at, moment_at, stored_int, text_at};
+use super::schema;
+use super::table::{Scan, StoredTable};
+use super::worker::WorkerId;
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::id::{ChunkId, EmbedderId};
+use crate::status::{ChunkEvent, ChunkState, retry_at, transition};
+
+const KEY: [&str; 2] = ["id", "embedder_id"];
+
+const ALL: [&str; 12] = [
+    "id", "embedder_id", "status", "attempts", "next_attempt_at", "error_kind", "error", "lease_owner", "lease_until",
+    "embedding_version", "embedded_at", "updated_at",
+];
+
+/// One chunk under one embedder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusRow {
+    /// The chunk.
+    pub id: ChunkId,
+    /// The embedder.
+    pub embedder_id: EmbedderId,
+    /// Where it stands.
+    pub state: ChunkState,
+    /// Claims that ended in a failure so far.
+    pub attempts: u32,
+    /// When a failed chunk is due again; `None` for never.
+    pub next_attempt_at: Option<Timestamp>,
+    /// The failure's kind, one word.
+    pub error_kind: Option<String>,
+    /// The failure as a sentence.
+    pub error: Option<String>,
+    /// Who has claimed it.
+    pub lease_owner: Option<String>,
+    /// Until when the claim holds.
+    pub lease_until: Option<Timestamp>,
+    /// How often a vector was stored for this chunk.
+    pub embedding_version: u32,
+    /// When the vector was stored.
+    pub embedded_at: Option<Timestamp>,
+    /// When this row was last written.
+    pub updated_at: Timestamp,
+}
+
+impl StatusRow {
+    fn new(id: ChunkId, embedder_id: EmbedderId, now: Timestamp) -> Self {
+        Self {
+            id,
+            embedder_id,
+            state: ChunkState::New,
+            attempts: 0,
+            next_attempt_at: None,
+            error_kind: None,
+            error: None,
+            lease_owner: None,
+            lease_until: None,
+            embedding_version: 0,
+            embedded_at: None,
+            updated_at: now,
+        }
+    }
+}
+
+/// How a claimed chunk ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    /// Its vector is stored.
+    Stored,
+    /// It could not be embedded.
+    Failed { kind: &'static str, message: String },
+    /// It was not attempted.
+    Released,
+}
+
+/// Chunks of one embedder, by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct StatusCounts {
+    /// Waiting for their first embedding.
+    pub new: u64,
+    /// Claimed.
+    pub in_progress: u64,
+    /// Stored.
+    pub ready: u64,
+    /// Failed.
+    pub error: u64,
+}
+
+/// The typed table.
+#[derive(Clone, Debug)]
+pub(crate) struct ChunkStatus(pub(super) StoredTable);
+
+impl ChunkStatus {
+    /// Adds `new` rows for chunks that have none.
+    pub(crate) async fn insert_new(&self, embedder: &EmbedderId, ids: &[ChunkId], now: Timestamp) -> Result<u64> {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let rows: Vec<_> = ids.iter().map(|id| StatusRow::new(id.clone(), embedder.clone(), now)).collect();
+        self.0.insert_missing(&KEY, encode(&rows, &self.0)?).await
+    }
+
+    /// Puts chunks back to `new` whatever their state: their vector is gone or their filter columns changed.
+    pub(crate) async fn reset(&self, embedder: &EmbedderId, ids: &[ChunkId], now: Timestamp) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = ids.iter().map(|id| StatusRow::new(id.clone(), embedder.clone(), now)).collect();
+        self.0.upsert(&KEY, encode(&rows, &self.0)?).await
+    }
+
+    /// Removes the chunks under every embedder.
+    pub(crate) async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        super::delete_by_ids(&self.0, ids).await
+    }
+
+    /// Claims up to `limit` due chunks for `worker` until `lease` from now. Returns the rows that are now ours, which may be
+    /// fewer than are due when others claim at the same time.
+    pub(crate) async fn claim(
+        &self,
+        embedder: &EmbedderId,
+        worker: &WorkerId,
+        now: Timestamp,
+        lease: Duration,
+        limit: usize,
+    ) -> Result<Vec<StatusRow>> {
+        let due = due(embedder, now, &self.dead_owners(embedder, now).await?);
+        let mut rows = self.read(due.clone(), Some(limit)).await?;
+        if rows.is_empty() {
+            return Ok(rows);
+        }
+        for row in &mut rows {
+            row.state = transition(row.state, ChunkEvent::Claim).unwrap_or(row.state);
+            row.lease_owner = Some(worker.to_string());
+            row.lease_until = Some(now.plus(lease));
+            row.updated_at = now;
+        }
+        let won = self.0.update_where(&KEY, &due, encode(&rows, &self.0)?).await?;
+        if won == rows.len() as u64 {
+            return Ok(rows);
+        }
+        // Others were faster with some of them: read back which ones are ours.
+        let ids = rows.iter().map(|row| row.id.as_str().to_owned()).collect();
+        self.read(Filter::All(vec![Filter::In("id", ids), held_by(embedder, worker)]), None).await
+    }
+
+    /// Extends the lease on chunks that `worker` still holds; returns how many that were.
+    pub(crate) async fn renew(
+        &self,
+        claimed: &[StatusRow],
+        worker: &WorkerId,
+        now: Timestamp,
+        lease: Duration,
+    ) -> Result<u64> {
+        let renewed: Vec<_> = claimed
+            .iter()
+            .map(|row| StatusRow { lease_until: Some(now.plus(lease)), updated_at: now, ..row.clone() })
+            .collect();
+        match claimed.first() {
+            Some(first) => {
+                let held = held_by(&first.embedder_id, worker);
+                self.0.update_where(&KEY, &held, encode(&renewed, &self.0)?).await
+            }
+            None => Ok(0),
+        }
+    }
+
+    /// Ends claims; only those that `worker` still holds. Returns how many that were.
+    pub(crate) async fn finish(
+        &self,
+        claimed: Vec<(StatusRow, Outcome)>,
+        worker: &WorkerId,
+        now: Timestamp,
+    ) -> Result<u64> {
+        let Some(embedder) = claimed.first().map(|(row, _)| row.embedder_id.clone()) else { return Ok(0) };
+        let rows: Vec<_> = claimed.into_iter().map(|(row, outcome)| finished(row, outcome, now)).collect();
+        self.0.update_where(&KEY, &held_by(&embedder, worker), encode(&rows, &self.0)?).await
+    }
+
+    /// Makes failed chunks due at once; returns how many there are.
+    pub(crate) async fn retry_errors(&self, embedder: &EmbedderId, now: Timestamp) -> Result<u64> {
+        let failed = Filter::All(vec![of(embedder), in_state(ChunkState::Error)]);
+        let rows = self.read(failed.clone(), None).await?;
+        let fresh: Vec<_> =
+            rows.into_iter().map(|row| StatusRow::new(row.id, row.embedder_id, now)).collect();
+        if fresh.is_empty() {
+            return Ok(0);
+        }
+        self.0.update_where(&KEY, &failed, encode(&fresh, &self.0)?).await
+    }
+
+    /// Chunks that could be claimed now.
+    pub(crate) async fn count_due(&self, embedder: &EmbedderId, now: Timestamp) -> Result<u64> {
+        let dead = self.dead_owners(embedder, now).await?;
+        self.0.count(Some(&due(embedder, now, &dead))).await
+    }
+
+    /// Chunks per embedder and state.
+    pub(crate) async fn counts(&self) -> Result<HashMap<EmbedderId, StatusCounts>> {
+        let mut counts: HashMap<EmbedderId, StatusCounts> = HashMap::new();
+        let mut batches = self.0.scan(Scan::columns(&["embedder_id", "status"])).await?;
+        while let Some(batch) = batches.try_next().await? {
+            let rows = Rows::new(self.0.name(), &batch);
+            let [embedder, status] = [rows.texts("embedder_id")?, rows.texts("status")?];
+            for row in 0..batch.num_rows() {
+                let key = EmbedderId::from_stored(embedder.value(row));
+                let of_embedder = counts.entry(key).or_default();
+                *match parse(&rows, status.value(row))? {
+                    ChunkState::New => &mut of_embedder.new,
+                    ChunkState::InProgress => &mut of_embedder.in_progress,
+                    ChunkState::Ready => &mut of_embedder.ready,
+                    ChunkState::Error => &mut of_embedder.error,
+                } += 1;
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Ids of the embedder's rows, streamed; of one state where given.
+    pub(crate) async fn ids(
+        &self,
+        embedder: &EmbedderId,
+        state: Option<ChunkState>,
+    ) -> Result<BoxStream<'static, Result<Vec<ChunkId>>>> {
+        let parts = std::iter::once(of(embedder)).chain(state.map(in_state)).collect();
+        super::stream_ids(&self.0, Some(Filter::All(parts))).await
+    }
+
+    /// The embedder's failed rows, at most `limit`.
+    pub(crate) async fn errors(&self, embedder: &EmbedderId, limit: usize) -> Result<Vec<StatusRow>> {
+        self.read(Filter::All(vec![of(embedder), in_state(ChunkState::Error)]), Some(limit)).await
+    }
+
+    /// All rows of an embedder, unordered; for comparing banks.
+    pub(crate) async fn all(&self, embedder: &EmbedderId) -> Result<Vec<StatusRow>> {
+        self.read(of(embedder), None).await
+    }
+
+    /// Owners of running leases whose process is known to have ended: nobody has to wait for those to expire.
+    async fn dead_owners(&self, embedder: &EmbedderId, now: Timestamp) -> Result<Vec<String>> {
+        let running = Filter::All(vec![
+            of(embedder),
+            in_state(ChunkState::InProgress),
+            Filter::Not(Box::new(Filter::NotAfter("lease_until", now))),
+        ]);
+        let mut owners = Vec::new();
+        for batch in self.0.scan_all(Scan::columns(&["lease_owner"]).filter(running)).await? {
+            let owner = Rows::new(self.0.name(), &batch).texts("lease_owner")?;
+            owners.extend((0..batch.num_rows()).filter_map(|row| text_at(owner, row)));
+        }
+        owners.sort_unstable();
+        owners.dedup();
+        owners.retain(|owner| WorkerId::parse(owner).is_some_and(|worker| worker.has_ended()));
+        Ok(owners)
+    }
+
+    async fn read(&self, filter: Filter, limit: Option<usize>) -> Result<Vec<StatusRow>> {
+        let scan = Scan { limit, ..Scan::columns(&ALL).filter(filter) };
+        let mut rows = Vec::new();
+        for batch in self.0.scan_all(scan).await? {
+            rows.extend(decode(self.0.name(), &batch)?);
+        }
+        Ok(rows)
+    }
+}
+
+fn finished(row: StatusRow, outcome: Outcome, now: Timestamp) -> StatusRow {
+    let row = StatusRow { lease_owner: None, lease_until: None, updated_at: now, ..row };
+    let state = |event| transition(row.state, event).unwrap_or(row.state);
+    match outcome {
+        Outcome::Stored => StatusRow {
+            state: state(ChunkEvent::Store),
+            next_attempt_at: None,
+            error_kind: None,
+            error: None,
+            embedding_version: row.embedding_version + 1,
+            embedded_at: Some(now),
+            ..row
+        },
+        Outcome::Failed { kind, message } => StatusRow {
+            state: state(ChunkEvent::Fail),
+            attempts: row.attempts + 1,
+            next_attempt_at: retry_at(now, row.attempts + 1),
+            error_kind: Some(kind.to_owned()),
+            error: Some(message),
+            ..row
+        },
+        Outcome::Released => StatusRow { state: state(ChunkEvent::Release), ..row },
+    }
+}
+
+fn of(embedder: &EmbedderId) -> Filter {
+    Filter::Eq("embedder_id", embedder.as_str().to_owned())
+}
+
+fn in_state(state: ChunkState) -> Filter {
+    Filter::Eq("status", label(state).to_owned())
+}
+
+fn held_by(embedder: &EmbedderId, worker: &WorkerId) -> Filter {
+    Filter::All(vec![of(embedder), in_state(ChunkState::InProgress), Filter::Eq("lease_owner", worker.to_string())])
+}
+
+/// New, failed and due again, or claimed by somebody who let the lease run out or whose process is gone.
+fn due(embedder: &EmbedderId, now: Timestamp, dead_owners: &[String]) -> Filter {
+    let abandoned =
+        Filter::Any(vec![Filter::NotAfter("lease_until", now), Filter::In("lease_owner", dead_owners.to_vec())]);
+    Filter::All(vec![
+        of(embedder),
+        Filter::Any(vec![
+            in_state(ChunkState::New),
+            Filter::All(vec![in_state(ChunkState::Error), Filter::NotAfter("next_attempt_at", now)]),
+            Filter::All(vec![in_state(ChunkState::InProgress), abandoned]),
+        ]),
+    ])
+}
+
+fn label(state: ChunkState) -> &'static str {
+    match state {
+        ChunkState::New => "new",
+        ChunkState::InProgress => "in_progress",
+        ChunkState::Ready => "ready",
+        ChunkState::Error => "error",
+    }
+}
+
+fn parse(rows: &Rows<'_>, text: &str) -> Result<ChunkState> {
+    [ChunkState::New, ChunkState::InProgress, ChunkState::Ready, ChunkState::Error]
+        .into_iter()
+        .find(|state| label(*state) == text)
+        .ok_or_else(|| rows.malformed("status", &format!("`{text}` is not a state")))
+}
+
+fn encode(rows: &[StatusRow], table: &StoredTable) -> Result<RecordBatch> {
+    fn moments(rows: &[StatusRow], moment: fn(&StatusRow) -> Option<Timestamp>) -> Arc<TimestampMicrosecondArray> {
+        Arc::new(rows.iter().map(|row| moment(row).map(|at| at.0)).collect())
+    }
+    let columns: Vec<arrow_array::ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.id.as_str()))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.embedder_id.as_str()))),
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| label(r.state)))),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| stored_int(r.attempts as usize)))),
+        moments(rows, |r| r.next_attempt_at),
+        Arc::new(rows.iter().map(|r| r.error_kind.as_deref()).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| r.error.as_deref()).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| r.lease_owner.as_deref()).collect::<StringArray>()),
+        moments(rows, |r| r.lease_until),
+        Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| stored_int(r.embedding_version as usize)))),
+        moments(rows, |r| r.embedded_at),
+        moments(rows, |r| Some(r.updated_at)),
+    ];
+    RecordBatch::try_new(schema::status(), columns).map_err(|e| table.error("encode rows of", e))
+}
+
+fn decode(table: &str, batch: &RecordBatch) -> Result<Vec<StatusRow>> {
+    let rows = Rows::new(table, batch);
+    let [id, embedder, status] = [rows.texts("id")?, rows.texts("embedder_id")?, rows.texts("status")?];
+    let [error_kind, error, owner] = [rows.texts("error_kind")?, rows.texts("error")?, rows.texts("lease_owner")?];
+    let [attempts, version] = [rows.ints("attempts")?, rows.ints("embedding_version")?];
+    let [next_attempt_at, lease_until] = [rows.moments("next_attempt_at")?, rows.moments("lease_until")?];
+    let [embedded_at, updated_at] = [rows.moments("embedded_at")?, rows.moments("updated_at")?];
+    let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    (0..batch.num_rows())
+        .map(|row| {
+            Ok(StatusRow {
+                id: ChunkId::from_stored(id.value(row)),
+                embedder_id: EmbedderId::from_stored(embedder.value(row)),
+                state: parse(&rows, status.value(row))?,
+                attempts: small(count_at(attempts, row)),
+                next_attempt_at: moment_at(next_attempt_at, row),
+                error_kind: text_at(error_kind, row),
+                error: text_at(error, row),
+                lease_owner: text_at(owner, row),
+                lease_until: moment_at(lease_until, row),
+                embedding_version: small(count_at(version, row)),
+                embedded_at: moment_at(embedded_at, row),
+                updated_at: Timestamp(updated_at.value(row)),
+            })
+        })
+        .collect()
+}

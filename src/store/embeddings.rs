@@ -1,0 +1,240 @@
+//! `embeddings__<embedder>`: one vector a chunk. Append and delete only; carries the index generations (see `vector_index`).
+//! `emb_cache__<embedder>`: vectors by content, append only; a hash may stand there twice, with the same vector.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::types::Float32Type;
+use arrow_array::{ArrayRef, FixedSizeListArray, PrimitiveArray, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow_schema::{DataType, Field};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use lance::Dataset;
+
+use super::documents::hash_at;
+use super::filter::Filter;
+use super::rows::Rows;
+use super::schema;
+use super::table::{Scan, StoredTable};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, ContentHash, DocId};
+
+/// One chunk's vector with the columns that searches filter on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EmbeddingRow {
+    pub(crate) id: ChunkId,
+    pub(crate) content_hash: ContentHash,
+    pub(crate) doc_id: DocId,
+    pub(crate) doc_path: String,
+    pub(crate) category: String,
+    pub(crate) vector: Arc<[f32]>,
+}
+
+/// Vectors of consecutive rows.
+#[derive(Clone, Debug)]
+pub(crate) struct VectorBatch {
+    pub(crate) row_ids: Vec<u64>,
+    /// Row-major: `row_ids.len()` × dimension.
+    pub(crate) vectors: Vec<f32>,
+}
+
+/// A fixed version of the table: ground truth and index are read from the same rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot(pub(super) Arc<Dataset>);
+
+impl Snapshot {
+    /// The version's number.
+    pub(crate) fn version(&self) -> u64 {
+        self.0.version_id()
+    }
+}
+
+/// The typed table of one embedder.
+#[derive(Clone, Debug)]
+pub(crate) struct Embeddings {
+    pub(super) table: StoredTable,
+    pub(super) dimension: usize,
+}
+
+impl Embeddings {
+    /// Adds rows whose chunk has none yet; returns how many that were.
+    pub(crate) async fn insert(&self, rows: &[EmbeddingRow], now: Timestamp) -> Result<u64> {
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        fn texts<'a>(rows: &'a [EmbeddingRow], text: impl Fn(&'a EmbeddingRow) -> &'a str) -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(rows.iter().map(text)))
+        }
+        let hashes = rows.iter().map(|r| r.content_hash.to_string());
+        let columns = vec![
+            texts(rows, |r| r.id.as_str()),
+            Arc::new(StringArray::from_iter_values(hashes)),
+            texts(rows, |r| r.doc_id.as_str()),
+            texts(rows, |r| &r.doc_path),
+            texts(rows, |r| &r.category),
+            Arc::new(TimestampMicrosecondArray::from_iter_values(rows.iter().map(|_| now.0))),
+            vector_column(rows.iter().map(|r| &*r.vector), self.dimension, &self.table)?,
+        ];
+        let schema = schema::embeddings(width(self.dimension, &self.table)?);
+        let batch = RecordBatch::try_new(schema, columns).map_err(|e| self.table.error("encode rows of", e))?;
+        self.table.insert_missing(&["id"], batch).await
+    }
+
+    pub(crate) async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
+        super::delete_by_ids(&self.table, ids).await
+    }
+
+    pub(crate) async fn refresh(&self) -> Result<()> {
+        self.table.refresh().await
+    }
+
+    pub(crate) fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// The newest version that this handle has seen.
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot> {
+        Ok(Snapshot(self.table.dataset().await?))
+    }
+
+    pub(crate) async fn count(&self) -> Result<u64> {
+        self.table.count(None).await
+    }
+
+    pub(crate) async fn count_at(&self, snapshot: &Snapshot) -> Result<u64> {
+        let rows = snapshot.0.count_rows(None).await.map_err(|e| self.table.error("count", e))?;
+        Ok(rows as u64)
+    }
+
+    /// Every chunk's id, streamed.
+    pub(crate) async fn ids(&self) -> Result<BoxStream<'static, Result<Vec<ChunkId>>>> {
+        super::stream_ids(&self.table, None).await
+    }
+
+    /// All vectors of a snapshot that meet the filter, streamed with their row ids.
+    pub(crate) async fn vectors(
+        &self,
+        snapshot: &Snapshot,
+        filter: Option<Filter>,
+    ) -> Result<BoxStream<'static, Result<VectorBatch>>> {
+        let scan = Scan { filter, row_ids: true, ..Scan::columns(&[schema::VECTOR]) };
+        let name = self.table.name().to_owned();
+        let batches = self.table.scan_version(&snapshot.0, scan).await?;
+        let decoded = batches.and_then(move |batch| {
+            let vectors = decode_vectors(&name, &batch);
+            async move { vectors }
+        });
+        Ok(decoded.boxed())
+    }
+
+    /// Rows of a snapshot by row id, in the order asked for; ids that are gone are left out.
+    pub(crate) async fn take_vectors(&self, snapshot: &Snapshot, row_ids: &[u64]) -> Result<VectorBatch> {
+        let batch = self.take(snapshot, row_ids, &[schema::VECTOR]).await?;
+        decode_vectors(self.table.name(), &batch)
+    }
+
+    /// Chunk ids by row id; ids that are gone are left out.
+    pub(crate) async fn take_ids(&self, snapshot: &Snapshot, row_ids: &[u64]) -> Result<HashMap<u64, ChunkId>> {
+        let batch = self.take(snapshot, row_ids, &["id"]).await?;
+        let rows = Rows::new(self.table.name(), &batch);
+        let (ids, row_ids) = (rows.texts("id")?, rows.row_ids()?);
+        Ok(row_ids.values().iter().enumerate().map(|(at, row)| (*row, ChunkId::from_stored(ids.value(at)))).collect())
+    }
+
+    /// Chunk id, content hash and vector of every row; for comparing banks and for exports.
+    pub(crate) async fn rows(&self) -> Result<Vec<(ChunkId, ContentHash, Vec<f32>)>> {
+        let mut found = Vec::new();
+        for batch in self.table.scan_all(Scan::columns(&["id", "content_hash", schema::VECTOR])).await? {
+            let rows = Rows::new(self.table.name(), &batch);
+            let [ids, hashes] = [rows.texts("id")?, rows.texts("content_hash")?];
+            for (row, vector) in rows.vectors(schema::VECTOR)?.chunks_exact(self.dimension).enumerate() {
+                let hash = hash_at(&rows, hashes, row)?;
+                found.push((ChunkId::from_stored(ids.value(row)), hash, vector.to_vec()));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn take(&self, snapshot: &Snapshot, row_ids: &[u64], columns: &[&str]) -> Result<RecordBatch> {
+        let projection = columns.iter().copied().chain(["_rowid"]);
+        let projection = snapshot.0.schema().project(&projection.collect::<Vec<_>>());
+        let projection = projection.map_err(|e| self.table.error("read", e))?;
+        snapshot.0.take_rows(row_ids, projection).await.map_err(|e| self.table.error("read", e))
+    }
+}
+
+/// The cache of one embedder.
+#[derive(Clone, Debug)]
+pub(crate) struct EmbeddingCache {
+    pub(super) table: StoredTable,
+    pub(super) dimension: usize,
+}
+
+impl EmbeddingCache {
+    /// Adds vectors; the caller has looked which ones are missing.
+    pub(crate) async fn append(&self, vectors: &[(ContentHash, Arc<[f32]>)], now: Timestamp) -> Result<()> {
+        if vectors.is_empty() {
+            return Ok(());
+        }
+        let columns = vec![
+            Arc::new(StringArray::from_iter_values(vectors.iter().map(|(hash, _)| hash.to_string()))) as ArrayRef,
+            Arc::new(TimestampMicrosecondArray::from_iter_values(vectors.iter().map(|_| now.0))),
+            vector_column(vectors.iter().map(|(_, vector)| &**vector), self.dimension, &self.table)?,
+        ];
+        let schema = schema::cache(width(self.dimension, &self.table)?);
+        let batch = RecordBatch::try_new(schema, columns).map_err(|e| self.table.error("encode rows of", e))?;
+        self.table.append(batch).await
+    }
+
+    /// The vectors that are there, of those asked for.
+    pub(crate) async fn get(&self, hashes: &[ContentHash]) -> Result<HashMap<ContentHash, Arc<[f32]>>> {
+        let mut found = HashMap::new();
+        if hashes.is_empty() {
+            return Ok(found);
+        }
+        let wanted = Filter::In("content_hash", hashes.iter().map(ToString::to_string).collect());
+        for batch in self.table.scan_all(Scan::columns(&["content_hash", schema::VECTOR]).filter(wanted)).await? {
+            let rows = Rows::new(self.table.name(), &batch);
+            let stored = rows.texts("content_hash")?;
+            for (row, vector) in rows.vectors(schema::VECTOR)?.chunks_exact(self.dimension).enumerate() {
+                found.insert(hash_at(&rows, stored, row)?, vector.into());
+            }
+        }
+        Ok(found)
+    }
+
+    pub(crate) async fn refresh(&self) -> Result<()> {
+        self.table.refresh().await
+    }
+
+    pub(crate) async fn count(&self) -> Result<u64> {
+        self.table.count(None).await
+    }
+}
+
+fn decode_vectors(table: &str, batch: &RecordBatch) -> Result<VectorBatch> {
+    let rows = Rows::new(table, batch);
+    Ok(VectorBatch { row_ids: rows.row_ids()?.values().to_vec(), vectors: rows.vectors(schema::VECTOR)?.to_vec() })
+}
+
+fn vector_column<'a>(
+    vectors: impl Iterator<Item = &'a [f32]>,
+    dimension: usize,
+    table: &StoredTable,
+) -> Result<ArrayRef> {
+    let mut values = Vec::new();
+    vectors.for_each(|vector| values.extend_from_slice(vector));
+    let values = Arc::new(PrimitiveArray::<Float32Type>::from(values));
+    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let list = FixedSizeListArray::try_new(item, width(dimension, table)?, values, None);
+    Ok(Arc::new(list.map_err(|e| table.error("encode vectors of", e))?))
+}
+
+fn width(dimension: usize, table: &StoredTable) -> Result<i32> {
+    i32::try_from(dimension).map_err(|_| Error::Store {
+        action: "encode vectors of",
+        table: table.name().to_owned(),
+        source: "the dimension does not fit 32 bits".into(),
+    })
+}

@@ -1,0 +1,123 @@
+//! The maintenance lease: building, compacting, dropping and cleaning up exclude each other across processes.
+//!
+//! Guarantees: one holder at a time; a holder that stops renewing loses it after [`LEASE`], a holder whose process is known
+//! to have ended loses it at once; it is given back when the guard is dropped.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::meta::Meta;
+use super::worker::WorkerId;
+use crate::clock::{Clock, Timestamp};
+use crate::error::{Error, Result};
+
+const KEY: &str = "lease/maintenance";
+
+/// How long the lease holds without renewal: long enough for a stalled disk, short enough to wait for.
+const LEASE: Duration = Duration::from_secs(60);
+/// Three renewals fit into one lease, so that two may fail.
+const RENEWAL: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Holder {
+    owner: String,
+    until: i64,
+    purpose: String,
+}
+
+impl Holder {
+    fn is_gone(&self, now: Timestamp) -> bool {
+        self.until <= now.0 || WorkerId::parse(&self.owner).is_some_and(|worker| worker.has_ended())
+    }
+}
+
+/// The lease, held until dropped.
+#[derive(Debug)]
+pub(crate) struct MaintenanceLease {
+    meta: Meta,
+    clock: Clock,
+    owner: String,
+    renewal: tokio::task::JoinHandle<()>,
+}
+
+impl MaintenanceLease {
+    /// Takes the lease for `purpose`, a verb for people: `building an index`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another worker holds it.
+    pub(crate) async fn acquire(meta: &Meta, clock: &Clock, purpose: &str) -> Result<Self> {
+        let owner = WorkerId::new().to_string();
+        let now = clock.now();
+        let current = meta.get(KEY).await?;
+        if let Some(holder) = current.as_deref().and_then(parse) && !holder.is_gone(now) {
+            return Err(busy(&holder));
+        }
+        let mine = hold(&owner, now, purpose);
+        if !meta.compare_and_set(KEY, current.as_deref(), &mine, now).await? {
+            let winner = meta.get(KEY).await?.as_deref().and_then(parse);
+            let unknown = Holder { owner: String::new(), until: now.0, purpose: "another process".into() };
+            return Err(busy(&winner.unwrap_or(unknown)));
+        }
+        let renewal = tokio::spawn(renew(meta.clone(), clock.clone(), owner.clone(), purpose.to_owned()));
+        Ok(Self { meta: meta.clone(), clock: clock.clone(), owner, renewal })
+    }
+
+    /// Gives the lease back and waits until that is written.
+    pub(crate) async fn release(self) -> Result<()> {
+        self.renewal.abort();
+        give_back(&self.meta, &self.clock, &self.owner).await
+    }
+}
+
+impl Drop for MaintenanceLease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+        // After an error, or a cancelled future: nobody waits for this, and if it fails the lease runs out by itself.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (meta, clock, owner) = (self.meta.clone(), self.clock.clone(), self.owner.clone());
+            runtime.spawn(async move { give_back(&meta, &clock, &owner).await });
+        }
+    }
+}
+
+async fn renew(meta: Meta, clock: Clock, owner: String, purpose: String) {
+    loop {
+        tokio::time::sleep(RENEWAL).await;
+        let Ok(Some(current)) = meta.get(KEY).await else { continue };
+        if parse(&current).is_none_or(|holder| holder.owner != owner) {
+            tracing::warn!("the maintenance lease was taken over");
+            return;
+        }
+        let now = clock.now();
+        if let Err(error) = meta.compare_and_set(KEY, Some(&current), &hold(&owner, now, &purpose), now).await {
+            tracing::warn!(%error, "the maintenance lease could not be renewed");
+        }
+    }
+}
+
+async fn give_back(meta: &Meta, clock: &Clock, owner: &str) -> Result<()> {
+    if let Some(current) = meta.get(KEY).await?
+        && parse(&current).is_some_and(|holder| holder.owner == owner && holder.until > 0)
+    {
+        let free = Holder { owner: owner.to_owned(), until: 0, purpose: String::new() };
+        meta.compare_and_set(KEY, Some(&current), &render(&free), clock.now()).await?;
+    }
+    Ok(())
+}
+
+fn hold(owner: &str, now: Timestamp, purpose: &str) -> String {
+    render(&Holder { owner: owner.to_owned(), until: now.plus(LEASE).0, purpose: purpose.to_owned() })
+}
+
+fn render(holder: &Holder) -> String {
+    serde_json::json!(holder).to_string()
+}
+
+fn parse(value: &str) -> Option<Holder> {
+    serde_json::from_str(value).ok()
+}
+
+fn busy(holder: &Holder) -> Error {
+    Error::Busy { purpose: holder.purpose.clone(), until: Timestamp(holder.until).to_rfc3339() }
+}

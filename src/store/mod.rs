@@ -1,0 +1,256 @@
+//! The bank's directory: a LanceDB database with typed tables. The only module that names lance.
+//!
+//! Owns schemas, typed rows, filters, leases, durability, compaction and the vector indexes. Guarantees that each write is
+//! one commit, that conditional writes are evaluated against the newest version, and that nothing else in the crate sees a
+//! `RecordBatch`. Must not know: embedders, files, recall.
+
+mod chunk_status;
+mod documents;
+mod durability;
+mod embeddings;
+mod filter;
+mod format;
+mod generations;
+mod lease;
+mod maintenance;
+mod meta;
+mod rows;
+mod runs;
+mod schema;
+mod table;
+mod vector_index;
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use lance::session::Session;
+
+pub(crate) use chunk_status::{ChunkStatus, Outcome};
+pub use chunk_status::{StatusCounts, StatusRow};
+pub use documents::DocumentRow;
+pub(crate) use documents::{DocumentKey, Documents, Passage};
+pub use durability::Durability;
+pub(crate) use embeddings::{EmbeddingCache, EmbeddingRow, Embeddings, Snapshot, VectorBatch};
+pub(crate) use filter::Filter;
+pub(crate) use generations::{GenerationRow, Generations};
+pub(crate) use lease::MaintenanceLease;
+pub use maintenance::TableSize;
+pub(crate) use meta::Meta;
+pub use runs::RunRow;
+pub(crate) use runs::Runs;
+pub(crate) use vector_index::Neighbour;
+pub use vector_index::{IndexSpec, QuerySettings};
+pub(crate) use worker::WorkerId;
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::id::{ChunkId, EmbedderId};
+use durability::Disk;
+use rows::Rows;
+use table::{Scan, StoredTable};
+
+/// Ids in one `IN` list. Lance reads the key column once per statement, so few long lists beat many short ones; 8,192 ids
+/// are about 300 KB of SQL.
+const IDS_PER_STATEMENT: usize = 8192;
+
+/// How the store behaves; not stored.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// What an acknowledged write survives.
+    pub durability: Durability,
+    /// Bytes of index data kept in memory. Default 512 MiB: an HNSW index of a million 384-d rows.
+    pub index_cache_bytes: usize,
+    /// Bytes of file metadata kept in memory. Default 64 MiB.
+    pub metadata_cache_bytes: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { durability: Durability::default(), index_cache_bytes: 512 << 20, metadata_cache_bytes: 64 << 20 }
+    }
+}
+
+/// The open database; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Store {
+    root: Arc<Path>,
+    connection: lancedb::Connection,
+    disk: Disk,
+    clock: Clock,
+    pub(crate) documents: Documents,
+    pub(crate) status: ChunkStatus,
+    pub(crate) generations: Generations,
+    pub(crate) meta: Meta,
+    pub(crate) runs: Runs,
+}
+
+impl Store {
+    /// Opens the bank at `root`.
+    ///
+    /// # Errors
+    /// [`Error::NoBank`], [`Error::NotABank`], [`Error::NewerFormat`]; the directory is then untouched.
+    pub(crate) async fn open(root: &Path, options: StoreOptions, clock: Clock) -> Result<Self> {
+        format::check(root)?;
+        Self::open_tables(root, options, clock).await
+    }
+
+    /// Opens the bank at `root`, or makes one there if the directory is empty or missing.
+    pub(crate) async fn open_or_create(root: &Path, options: StoreOptions, clock: Clock) -> Result<Self> {
+        match format::check(root) {
+            Err(Error::NoBank { .. }) => format::create(root, clock.now())?,
+            checked => checked?,
+        }
+        Self::open_tables(root, options, clock).await
+    }
+
+    async fn open_tables(root: &Path, options: StoreOptions, clock: Clock) -> Result<Self> {
+        // Absolute, so that a later change of the working directory does not move the bank.
+        let root: PathBuf = root.canonicalize().map_err(Error::io("open", root))?;
+        let session =
+            Session::new(options.index_cache_bytes, options.metadata_cache_bytes, Arc::default());
+        let uri = root.to_str().ok_or_else(|| Error::InvalidSetting {
+            setting: "bank",
+            reason: format!("{} is not valid UTF-8", root.display()),
+        })?;
+        let failed = |e| Error::Store { action: "open", table: uri.to_owned(), source: Box::new(e) };
+        let connection = lancedb::connect(uri).session(Arc::new(session)).execute().await.map_err(failed)?;
+        let table = async |name: &str, schema| open_or_create_table(&connection, name, schema).await;
+        Ok(Self {
+            documents: Documents(table("documents", schema::documents()).await?),
+            status: ChunkStatus(table("status", schema::status()).await?),
+            generations: Generations(table("generations", schema::generations()).await?),
+            meta: Meta(table("meta", schema::meta()).await?),
+            runs: Runs(table("runs", schema::runs()).await?),
+            disk: Disk::new(&root, options.durability),
+            root: root.into(),
+            connection,
+            clock,
+        })
+    }
+
+    /// The bank's directory, absolute.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The vectors of one embedder; the table is made on first use.
+    pub(crate) async fn embeddings(&self, embedder: &EmbedderId, dimension: usize) -> Result<Embeddings> {
+        let name = format!("embeddings__{embedder}");
+        let table = open_or_create_table(&self.connection, &name, schema::embeddings(width(dimension)?)).await?;
+        Ok(Embeddings { table, dimension })
+    }
+
+    /// The cache of one embedder; the table is made on first use.
+    pub(crate) async fn cache(&self, embedder: &EmbedderId, dimension: usize) -> Result<EmbeddingCache> {
+        let name = format!("emb_cache__{embedder}");
+        let table = open_or_create_table(&self.connection, &name, schema::cache(width(dimension)?)).await?;
+        Ok(EmbeddingCache { table, dimension })
+    }
+
+    /// Removes the chunks' vectors under every embedder that has a table.
+    pub(crate) async fn delete_embeddings(&self, ids: &[ChunkId]) -> Result<()> {
+        for name in self.table_names().await? {
+            if name.starts_with("embeddings__") {
+                let table = open_table(&self.connection, &name).await?;
+                delete_by_ids(&table, ids).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes other processes' commits to the shared tables visible.
+    pub(crate) async fn refresh(&self) -> Result<()> {
+        for table in [&self.documents.0, &self.status.0, &self.generations.0, &self.meta.0, &self.runs.0] {
+            table.refresh().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes other processes' commits to the documents visible.
+    pub(crate) async fn documents_refresh(&self) -> Result<()> {
+        self.documents.0.refresh().await
+    }
+
+    /// Acknowledges what was written: on return it survives what the durability setting promises.
+    pub(crate) async fn acknowledge(&self) -> Result<()> {
+        self.disk.sync().await
+    }
+
+    /// Takes the maintenance lease; see [`MaintenanceLease::acquire`].
+    pub(crate) async fn maintenance_lease(&self, purpose: &str) -> Result<MaintenanceLease> {
+        MaintenanceLease::acquire(&self.meta, &self.clock, purpose).await
+    }
+
+    async fn table_names(&self) -> Result<Vec<String>> {
+        let failed = |e| Error::Store { action: "list", table: self.root.display().to_string(), source: Box::new(e) };
+        self.connection.table_names().execute().await.map_err(failed)
+    }
+}
+
+async fn open_table(connection: &lancedb::Connection, name: &str) -> Result<StoredTable> {
+    let opened = connection.open_table(name).execute().await;
+    let failed = |e| Error::Store { action: "open", table: name.to_owned(), source: Box::new(e) };
+    Ok(StoredTable::new(name, opened.map_err(failed)?))
+}
+
+async fn open_or_create_table(
+    connection: &lancedb::Connection,
+    name: &str,
+    schema: arrow_schema::SchemaRef,
+) -> Result<StoredTable> {
+    let failed = |action| move |e| Error::Store { action, table: name.to_owned(), source: Box::new(e) };
+    match connection.open_table(name).execute().await {
+        Ok(table) => return Ok(StoredTable::new(name, table)),
+        Err(lancedb::Error::TableNotFound { .. }) => {}
+        Err(error) => return Err(failed("open")(error)),
+    }
+    let options = lancedb::table::WriteOptions { lance_write_params: Some(StoredTable::write_params()) };
+    match connection.create_empty_table(name, schema).write_options(options).execute().await {
+        Ok(table) => Ok(StoredTable::new(name, table)),
+        // Another process made it in between.
+        Err(lancedb::Error::TableAlreadyExists { .. }) => open_table(connection, name).await,
+        Err(error) => Err(failed("create")(error)),
+    }
+}
+
+/// Deletes rows by their `id`, in statements of bounded length.
+async fn delete_by_ids(table: &StoredTable, ids: &[ChunkId]) -> Result<()> {
+    for some in ids.chunks(IDS_PER_STATEMENT) {
+        table.delete(&Filter::In("id", id_texts(some))).await?;
+    }
+    Ok(())
+}
+
+fn id_texts(ids: &[ChunkId]) -> Vec<String> {
+    ids.iter().map(|id| id.as_str().to_owned()).collect()
+}
+
+/// Streams the `id` column.
+async fn stream_ids(
+    table: &StoredTable,
+    filter: Option<Filter>,
+) -> Result<BoxStream<'static, Result<Vec<ChunkId>>>> {
+    let name = table.name().to_owned();
+    let batches = table.scan(Scan { filter, ..Scan::columns(&["id"]) }).await?;
+    let decoded = batches.and_then(move |batch| {
+        let ids = Rows::new(&name, &batch)
+            .texts("id")
+            .map(|ids| (0..batch.num_rows()).map(|row| ChunkId::from_stored(ids.value(row))).collect());
+        async move { ids }
+    });
+    Ok(decoded.boxed())
+}
+
+fn width(dimension: usize) -> Result<i32> {
+    i32::try_from(dimension).map_err(|_| Error::InvalidSetting {
+        setting: "dimension",
+        reason: format!("{dimension} does not fit 32 bits"),
+    })
+}
