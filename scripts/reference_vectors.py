@@ -258,20 +258,31 @@ WRITTEN_TEXTS = (
     "Turn off the main valve before you open the pump housing!",
     # German, French, Spanish, Polish, Finnish.
     "Der Brunnen ist seit drei Wochen trocken, obwohl es im Frühjahr reichlich geregnet hat.",
-    "Größe der Zisterne: Dachfläche mal Jahresniederschlag mal Abflussbeiwert, geteilt durch zwanzig. Wer im Winter "
-    "Wäsche wäscht und im Sommer gießt, sollte lieber eine Nummer größer kaufen; die Grube kostet ohnehin dasselbe.",
+    (
+        "Größe der Zisterne: Dachfläche mal Jahresniederschlag mal Abflussbeiwert, geteilt durch zwanzig. Wer im "
+        "Winter Wäsche wäscht und im Sommer gießt, sollte lieber eine Nummer größer kaufen; die Grube kostet ohnehin "
+        "dasselbe."
+    ),
     "Où range-t-on les bocaux stérilisés après l'été, à la cave ou au cellier ?",
-    "Le miel cristallisé n'est pas gâté : réchauffez-le au bain-marie, sans jamais dépasser quarante degrés, et il "
-    "redeviendra liquide en gardant presque tous ses arômes.",
+    (
+        "Le miel cristallisé n'est pas gâté : réchauffez-le au bain-marie, sans jamais dépasser quarante degrés, et il "
+        "redeviendra liquide en gardant presque tous ses arômes."
+    ),
     "¿Cuánta sal hace falta para curar un jamón de ocho kilos?",
-    "El año pasado sembramos las habas en noviembre; crecieron despacio, aguantaron la nieve y en mayo dieron más que "
-    "todas las que pusimos en primavera.",
+    (
+        "El año pasado sembramos las habas en noviembre; crecieron despacio, aguantaron la nieve y en mayo dieron más "
+        "que todas las que pusimos en primavera."
+    ),
     "Żółte liście ogórków w lipcu zwykle oznaczają brak magnezu, a nie brak wody.",
-    "Przed zimą spuść wodę z rur w szopie, zakręć zawór i zostaw kran otwarty, bo źle zabezpieczony pęknie przy "
-    "pierwszym mrozie.",
+    (
+        "Przed zimą spuść wodę z rur w szopie, zakręć zawór i zostaw kran otwarty, bo źle zabezpieczony pęknie przy "
+        "pierwszym mrozie."
+    ),
     "Hyvää yötä, sauna on vielä lämmin.",
-    "Lumikuorma katolla painaa enemmän kuin luulisi: märkä lumi voi painaa neljäsataa kiloa kuutiometriltä, joten "
-    "hyväntahtoinenkin naapuri pudottaa sen ennen suojasäätä.",
+    (
+        "Lumikuorma katolla painaa enemmän kuin luulisi: märkä lumi voi painaa neljäsataa kiloa kuutiometriltä, joten "
+        "hyväntahtoinenkin naapuri pudottaa sen ennen suojasäätä."
+    ),
     # Greek, Russian, Arabic, Hindi.
     "Οι ελιές μαζεύονται τον Νοέμβριο, πριν από την πρώτη παγωνιά.",
     "Το νερό της βροχής φτάνει για τον κήπο, αλλά όχι για τα ζώα.",
@@ -295,10 +306,14 @@ WRITTEN_TEXTS = (
     # Emoji: plain, skin tones, flags, keycaps, and sequences held together by a zero-width joiner.
     "🐝",
     "Harvest day! 🍎🍐🍇 Bring boxes 📦📦 and gloves 🧤.",
-    "The family \U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 keeps bees, she is the farmer "
-    "\U0001f469\U0001f3fd\u200d\U0001f33e, he mends things \U0001f9d1\u200d\U0001f527.",
-    "thumbs \U0001f44d\U0001f44d\U0001f3fb\U0001f44d\U0001f3ff, flag \U0001f1eb\U0001f1ee, keycap 3\ufe0f\u20e3, "
-    "heart \u2764\ufe0f\u200d\U0001f525, rainbow \U0001f3f3\ufe0f\u200d\U0001f308",
+    (
+        "The family \U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 keeps bees, she is the farmer "
+        "\U0001f469\U0001f3fd\u200d\U0001f33e, he mends things \U0001f9d1\u200d\U0001f527."
+    ),
+    (
+        "thumbs \U0001f44d\U0001f44d\U0001f3fb\U0001f44d\U0001f3ff, flag \U0001f1eb\U0001f1ee, keycap 3\ufe0f\u20e3, "
+        "heart \u2764\ufe0f\u200d\U0001f525, rainbow \U0001f3f3\ufe0f\u200d\U0001f308"
+    ),
     # Accents: the same words composed and decomposed. The tokenizer strips them, so both must give one vector.
     "Caf\u00e9 cr\u00e8me, na\u00efve fa\u00e7ade, \u00c5ngstr\u00f6m, ma\u00f1ana, Vi\u1ec7t Nam",
     "Cafe\u0301 cre\u0300me, nai\u0308ve fac\u0327ade, A\u030angstro\u0308m, man\u0303ana, Vie\u0323\u0302t Nam",
@@ -327,8 +342,10 @@ WRITTEN_TEXTS = (
     # The model's own marks, written out in a text.
     "The marks [CLS], [SEP], [MASK], [PAD] and [UNK] are part of this sentence; [cls] is not a mark.",
     # Look-alikes: full width, mathematical letters, right-to-left override, private use.
-    "Ｆｕｌｌ ｗｉｄｔｈ １２３, 𝒎𝒂𝒕𝒉 𝔩𝔢𝔱𝔱𝔢𝔯𝔰, \u202eoverride\u202c, \ue000private\uf8ff, "
-    "marks on marks z\u0351\u036b\u0343\u036a\u0302",
+    (
+        "Ｆｕｌｌ ｗｉｄｔｈ １２３, 𝒎𝒂𝒕𝒉 𝔩𝔢𝔱𝔱𝔢𝔯𝔰, \u202eoverride\u202c, \ue000private\uf8ff, "
+        "marks on marks z\u0351\u036b\u0343\u036a\u0302"
+    ),
 )
 
 

@@ -1,9 +1,53 @@
 //! An embedded, crash-safe embedding bank: documents in, a validated vector index out, no server.
+//!
+//! Point a [`Bank`] at a folder of text. It cuts the documents into chunks ([`ingest`](Bank::ingest)), embeds what is missing
+//! with a model that runs in the process ([`backfill`](Bank::backfill)), builds an index under a new id, proves its recall
+//! against exact search, and only then moves the pointer that search follows. Kill it at any moment and run it again: it
+//! continues, loses nothing and repeats nothing.
+//!
+//! ```
+//! # fn main() -> embank::Result<()> { tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! use std::sync::Arc;
+//! use embank::embed::FakeEmbedder;
+//! use embank::{Bank, BankOptions, SearchOptions, SyncOptions};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # std::fs::write(dir.path().join("rain.md"), "# Rain barrels\n\nEmpty the barrel before the first hard frost.").unwrap();
+//! # std::fs::write(dir.path().join("bees.md"), "# Bees\n\nLeave the hive closed in winter.").unwrap();
+//! # let (bank_dir, notes) = (dir.path().join("bank"), dir.path());
+//! // The fake embedder needs no model; `LocalEmbedder` runs a real one.
+//! let bank = Bank::open_or_create(&bank_dir, Arc::new(FakeEmbedder::new(64)), BankOptions::default()).await?;
+//! bank.sync(&[notes], SyncOptions::default()).await?;
+//! let found = bank.search("when to empty the rain barrel", &SearchOptions::default()).await?;
+//! assert_eq!(found.hits[0].doc_path, "rain.md");
+//! # Ok(()) }) }
+//! ```
+//!
+//! In reading order: [`Bank`] is the engine; [`embed`] turns text into vectors; the options and reports of the stages follow;
+//! [`schedule`] keeps a bank fresh; [`evaluate`] measures retrieval against judgements.
+
+#![deny(missing_docs, unsafe_code)]
+// The library never panics on input and never prints; a proof-carrying exception is an `#[expect]` with its reason.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::todo,
+    clippy::unimplemented,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::dbg_macro
+)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
 mod backfill;
 mod clock;
 pub mod embed;
 mod engine;
 mod error;
+pub mod evaluate;
 mod exact;
 mod id;
 mod index;
@@ -15,4 +59,19 @@ mod search;
 mod status;
 mod store;
 
-pub use error::{Error, Result};
+pub use backfill::{BackfillOptions, BackfillReport, ChunkFailure, ReconcileReport, RetryErrors};
+pub use clock::{Clock, Timestamp};
+pub use engine::{Bank, BankContents, BankOptions, BankStatus, EmbedderStatus};
+pub use error::{BoxError, Error, Result};
+pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
+pub use index::{
+    Activation, BuildOptions, Built, FLAT_BELOW, GarbageReport, Generation, GenerationState, HNSW_UP_TO, IndexKind, RecallReport, SpecOverrides,
+    TriedSettings, ValidateOptions, Validated,
+};
+pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
+pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
+pub use search::{Grouping, Hit, SearchFilter, SearchOptions, SearchResult};
+pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, transition};
+pub use store::{
+    DocumentRow, Durability, IndexSpec, QuerySettings, RunRow, StatusCounts, StatusRow, StoreOptions, TableSize,
+};

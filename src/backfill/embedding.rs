@@ -41,6 +41,7 @@ impl Backfill {
         let rows: Vec<_> = passages.values().filter_map(|passage| row(passage, &vectors)).collect();
         self.embeddings.refresh().await?;
         self.embeddings.insert(&rows, now).await?;
+        tracing::debug!(rows = rows.len(), "vectors stored");
         // Status last: a crash before this line only repeats work.
         let outcomes = claimed.into_iter().filter_map(|row| {
             let passage = passages.get(&row.id)?;
@@ -103,6 +104,7 @@ impl Backfill {
             }
             // The cache first: from here on no crash makes the embedder see these texts again.
             self.cache.append(&fresh, clock.now()).await?;
+            tracing::debug!(texts = fresh.len(), "cached");
             vectors.extend(fresh);
         }
         Ok(failures)

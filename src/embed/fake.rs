@@ -165,7 +165,8 @@ fn embed_words(text: &str, dimension: usize) -> Embedded {
 
 /// Adds the word's vector: signed bytes of a splitmix64 stream that starts at the word's hash.
 fn add_word(sums: &mut [i32], word: &str) {
-    let mut state = blake3::hash(word.as_bytes()).as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let mut state =
+        blake3::hash(word.as_bytes()).as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     for eight in sums.chunks_mut(8) {
         // splitmix64, Steele, Lea and Flood 2014: every step yields 64 well-mixed bits for three multiplications.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -19,7 +19,7 @@ pub use identity::{EmbedderIdentity, Pooling, Precision};
 pub use local::{
     LocalDevice, LocalEmbedder, LocalOptions, PullOptions, PullReport, PullSource, known_models, pull_model,
 };
-pub(crate) use vector::{VectorDefect, check_vector};
+pub(crate) use vector::check_vector;
 
 use crate::error::Result;
 

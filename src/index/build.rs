@@ -81,6 +81,7 @@ impl Indexing {
                 return Err(error);
             }
         };
+        tracing::debug!(%id, "built");
         record.rows = self.embeddings.count_at(&snapshot).await?;
         record.dataset_version = snapshot.version();
         record.build_seconds = self.store.clock().now().since(now).as_secs_f64();

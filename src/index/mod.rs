@@ -19,7 +19,7 @@ pub use activate::Activation;
 pub use build::{BuildOptions, Built};
 pub use garbage::GarbageReport;
 pub use generation::{Generation, GenerationState};
-pub use recall::RecallReport;
+pub use recall::{RecallReport, TriedSettings};
 pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};
 pub use validate::{ValidateOptions, Validated};
 

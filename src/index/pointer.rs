@@ -67,6 +67,7 @@ impl Indexing {
             };
             return Err(Error::PointerMoved { expected: name(from.cloned()), found: name(self.pointer().await?) });
         }
+        tracing::debug!(?to, "pointer moved");
         self.store.acknowledge().await
     }
 }

@@ -84,6 +84,7 @@ impl Indexing {
             lease.release().await?;
             return Err(error);
         }
+        tracing::debug!(%id, recall = report.recall, "validated");
         record.advance(&id, GenerationState::Ready)?;
         self.save(&id, &record).await?;
         Ok(Validated { id, report, snapshot, lease })

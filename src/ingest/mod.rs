@@ -149,8 +149,10 @@ impl Ingest {
         self.store.delete_embeddings(&batch.refiled).await?;
         self.store.status.delete(&batch.refiled).await?;
         self.store.documents.upsert(&batch.rows).await?;
+        tracing::debug!(rows = batch.rows.len(), "documents stored");
         let pending: Vec<_> = batch.added.into_iter().chain(batch.refiled).collect();
         self.store.status.insert_new(&self.embedder_id, &pending, now).await?;
+        tracing::debug!(rows = pending.len(), "marked new");
         // Documents last: while they are there, the next run removes the rest.
         self.store.delete_embeddings(&batch.removed).await?;
         self.store.status.delete(&batch.removed).await?;

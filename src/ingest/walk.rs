@@ -48,7 +48,7 @@ pub(crate) fn walk(root: &Path) -> Result<FileWalk> {
         .require_git(false)
         .git_global(false)
         .sort_by_file_path(Path::cmp)
-        .filter_entry(|entry| !is_bank(entry.path()))
+        .filter_entry(|entry| !(entry.file_type().is_some_and(|kind| kind.is_dir()) && is_bank(entry.path())))
         .build();
     Ok(FileWalk { root, walk })
 }
@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn ignored_and_hidden_files_are_left_out_without_a_repository() {
-        let dir = folder(&["kept.md", "draft.tmp", "sub/draft.tmp", "sub/kept.md", ".hidden.md", ".git/x.md", "out/a.md"]);
+        let dir =
+            folder(&["kept.md", "draft.tmp", "sub/draft.tmp", "sub/kept.md", ".hidden.md", ".git/x.md", "out/a.md"]);
         fs::write(dir.path().join(".gitignore"), "*.tmp\n/out\n").unwrap();
         assert_eq!(walked(dir.path()), (vec!["kept.md".into(), "sub/kept.md".into()], vec![]));
         // The rules of a folder above the root count for a root below it.

@@ -128,12 +128,6 @@ impl Embeddings {
         Ok(decoded.boxed())
     }
 
-    /// Rows of a snapshot by row id, in the order asked for; ids that are gone are left out.
-    pub(crate) async fn take_vectors(&self, snapshot: &Snapshot, row_ids: &[u64]) -> Result<VectorBatch> {
-        let batch = self.take(snapshot, row_ids, &[schema::VECTOR]).await?;
-        decode_vectors(self.table.name(), &batch)
-    }
-
     /// Chunk ids by row id; ids that are gone are left out.
     pub(crate) async fn take_ids(&self, snapshot: &Snapshot, row_ids: &[u64]) -> Result<HashMap<u64, ChunkId>> {
         let batch = self.take(snapshot, row_ids, &["id"]).await?;

@@ -15,8 +15,6 @@ pub(crate) enum Filter {
     StartsWith(&'static str, String),
     /// The moment is not after the given one; null never matches.
     NotAfter(&'static str, Timestamp),
-    /// The column is null.
-    IsNull(&'static str),
     /// All of them.
     All(Vec<Filter>),
     /// Any of them.
@@ -57,7 +55,6 @@ impl Filter {
             }
             Self::StartsWith(column, prefix) => write!(sql, "starts_with({qualifier}{column}, {})", quote(prefix)),
             Self::NotAfter(column, moment) => write!(sql, "{qualifier}{column} <= {}", timestamp(*moment)),
-            Self::IsNull(column) => write!(sql, "{qualifier}{column} IS NULL"),
             Self::All(parts) => {
                 join(parts, " AND ", "true", qualifier, sql);
                 Ok(())
@@ -109,9 +106,9 @@ mod tests {
 
     #[test]
     fn nesting_keeps_its_parentheses() {
-        let or = Filter::Any(vec![Filter::Eq("a", "1".into()), Filter::IsNull("b")]);
+        let or = Filter::Any(vec![Filter::Eq("a", "1".into()), Filter::NotAfter("b", Timestamp(5))]);
         let and = Filter::All(vec![or, Filter::Not(Box::new(Filter::In("c", vec!["x".into(), "y".into()])))]);
-        assert_eq!(and.to_sql(), "((a = '1' OR b IS NULL) AND NOT (c IN ('x','y')))");
+        assert_eq!(and.to_sql(), "((a = '1' OR b <= arrow_cast(5, 'Timestamp(Microsecond, None)')) AND NOT (c IN ('x','y')))");
         assert_eq!(Filter::Eq("a", "1".into()).to_merge_sql(), "target.a = '1'");
     }
 

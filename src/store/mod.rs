@@ -33,7 +33,7 @@ pub use chunk_status::{StatusCounts, StatusRow};
 pub use documents::DocumentRow;
 pub(crate) use documents::{DocumentKey, Documents, Passage};
 pub use durability::Durability;
-pub(crate) use embeddings::{EmbeddingCache, EmbeddingRow, Embeddings, Snapshot, VectorBatch};
+pub(crate) use embeddings::{EmbeddingCache, EmbeddingRow, Embeddings, Snapshot};
 pub(crate) use filter::Filter;
 pub(crate) use generations::{GenerationRow, Generations};
 pub(crate) use lease::MaintenanceLease;

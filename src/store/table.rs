@@ -49,16 +49,8 @@ impl Scan {
         Self { filter: Some(filter), ..self }
     }
 
-    pub(crate) fn limit(self, limit: usize) -> Self {
-        Self { limit: Some(limit), ..self }
-    }
-
     pub(crate) fn batch_rows(self, rows: usize) -> Self {
         Self { batch_rows: Some(rows), ..self }
-    }
-
-    pub(crate) fn with_row_ids(self) -> Self {
-        Self { row_ids: true, ..self }
     }
 }
 

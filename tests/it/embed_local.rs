@@ -40,7 +40,11 @@ async fn vectors_tokens_and_cuts_are_those_of_the_reference_implementation() {
         let text = &reference.texts[i];
         let cosine = cosine(&answer.vector, &floats(&reference.vectors[i]));
         assert!(cosine >= 0.99999, "cosine {cosine} for text {i}: {text}");
-        assert_eq!((answer.tokens, answer.truncated), (reference.tokens[i], reference.truncated[i]), "text {i}: {text}");
+        assert_eq!(
+            (answer.tokens, answer.truncated),
+            (reference.tokens[i], reference.truncated[i]),
+            "text {i}: {text}"
+        );
     }
 }
 

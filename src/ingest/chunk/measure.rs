@@ -27,7 +27,7 @@ impl KnownWords {
         let mut total = 0;
         let mut words = Vec::with_capacity(text.len() / 6);
         for word in text.split_whitespace() {
-            let start = word.as_ptr() as usize - text.as_ptr() as usize;
+            let start = word.as_ptr().addr() - text.as_ptr().addr();
             words.push(Word { range: start..start + word.len(), before: total });
             total += match known.get(word) {
                 Some(tokens) => *tokens,

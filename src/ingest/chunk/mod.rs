@@ -19,12 +19,13 @@ use std::sync::Arc;
 use self::measure::KnownWords;
 use self::outline::Outline;
 use self::path::Paths;
-use self::window::{Window, WindowChunker};
+use self::window::WindowChunker;
 use super::extract::Markup;
 use crate::embed::TokenCounter;
 use crate::error::{Error, Result};
 
-/// Changes whenever the same text would be cut otherwise than before, so that documents are cut anew.
+/// Changes whenever the same file would be read, or the same text cut, otherwise than before, so that documents are made
+/// anew.
 const RULES_VERSION: u32 = 1;
 /// Below this there is no room for a heading and a sentence, and one rare character may take several tokens.
 const MIN_TOKENS: usize = 16;
@@ -80,7 +81,9 @@ impl Chunker {
         let max_tokens = options.max_tokens.unwrap_or(window);
         let refuse = |reason| Err(Error::InvalidSetting { setting: "max_tokens", reason });
         if max_tokens > window {
-            return refuse(format!("{max_tokens} is more than the {window} tokens of text that fit the embedder's window"));
+            return refuse(format!(
+                "{max_tokens} is more than the {window} tokens of text that fit the embedder's window"
+            ));
         }
         if max_tokens < MIN_TOKENS {
             return refuse(format!("{max_tokens} is less than {MIN_TOKENS}, which a heading and a sentence need"));
@@ -117,9 +120,8 @@ impl DocumentChunks {
             Markup::Markdown => Outline::of(text),
         };
         let sections = self.paths.sections(outline.headings);
-        for Window { range, markup } in window::windows(text, markup, &outline.blocks) {
-            let chunker = WindowChunker::new(&self.rules, &sections, text, range, markup);
-            chunker.chunk(chunks);
+        for window in window::windows(text, markup, &outline.blocks) {
+            WindowChunker::new(&self.rules, &sections, text, window).chunk(chunks);
         }
     }
 }

@@ -94,25 +94,19 @@ mod tests {
 
     #[test]
     fn headings_of_all_kinds_are_found_with_their_words() {
-        let text = "# A \"quoted\" `code` *title* {#id}\n\ntext\n\nSetext\nover two\n---\n\n> ## in a quote\n\n- ### in a list\n\n```\n# in code\n```\n### Third ###\n";
+        let text = "# A \"quoted\" `code` *title* {#id}\n\ntext\n\nSetext\nover two\n---\n\n> ## in a quote\n\n\
+                    - ### in a list\n\n```\n# in code\n```\n### Third ###\n";
         let outline = Outline::of(text);
         let headings: Vec<_> = outline.headings.iter().map(|h| (h.level, h.text.as_str())).collect();
         assert_eq!(headings, [(1, "A \"quoted\" code title"), (2, "Setext over two"), (3, "Third")]);
         for heading in &outline.headings {
             assert!(text[heading.range.clone()].contains(heading.text.split(' ').next().unwrap()));
         }
-        let starts: Vec<_> = outline.blocks.iter().map(|b| (b.rank, text[b.start..].split(' ').next().unwrap())).collect();
+        let starts: Vec<_> =
+            outline.blocks.iter().map(|b| (b.rank, text[b.start..].split(' ').next().unwrap())).collect();
         assert_eq!(
             starts,
-            [
-                (1, "#"),
-                (7, "text\n\nSetext\nover"),
-                (2, "Setext\nover"),
-                (7, ">"),
-                (7, "-"),
-                (7, "```\n#"),
-                (3, "###")
-            ]
+            [(1, "#"), (7, "text\n\nSetext\nover"), (2, "Setext\nover"), (7, ">"), (7, "-"), (7, "```\n#"), (3, "###")]
         );
     }
 }

@@ -77,7 +77,8 @@ impl Paths {
         // A page's title is most often its first heading too.
         let first = self.open.first().map(|(_, text)| text);
         let title = self.title.as_ref().filter(|title| first.is_none_or(|first| !first.eq_ignore_ascii_case(title)));
-        let parts: Vec<&str> = title.into_iter().chain(self.open.iter().map(|(_, text)| text)).map(String::as_str).collect();
+        let parts: Vec<&str> =
+            title.into_iter().chain(self.open.iter().map(|(_, text)| text)).map(String::as_str).collect();
         let (text, whole) = self.shorten(&parts);
         let tokens = if text.is_empty() { 0 } else { self.counter.count_tokens(&format!("{text}\n\n")) };
         Arc::new(Path { text, tokens, whole })

@@ -17,7 +17,12 @@ use super::{DocumentSink, RecordFields, unreadable};
 use crate::error::Result;
 
 /// Hands the rows of `file` to `sink`. Blank lines are no rows; a bad row is a row of the report.
-pub(super) fn extract(file: &FoundFile, delimiter: u8, fields: &RecordFields, sink: &mut dyn DocumentSink) -> Result<()> {
+pub(super) fn extract(
+    file: &FoundFile,
+    delimiter: u8,
+    fields: &RecordFields,
+    sink: &mut dyn DocumentSink,
+) -> Result<()> {
     let lines = match Lines::open(&file.path) {
         Ok(lines) => lines,
         Err(reason) => return sink.skip(file.skipped(None, reason)),

@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn toml_keeps_its_types() {
-        let text = "+++\ntitle = \"Bees\"\nyear = 2024\nweight = 1.5\ndraft = false\ndate = 2024-05-01\n[nested]\nx = [1]\n+++\nText";
+        let text = "+++\ntitle = \"Bees\"\nyear = 2024\nweight = 1.5\ndraft = false\n\
+                    date = 2024-05-01\n[nested]\nx = [1]\n+++\nText";
         let (stated, rest) = attributes(text);
         assert_eq!(
             stated,
@@ -167,18 +168,30 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_front_matter_is_text() {
-        for text in ["---\na rule, and no end\n", "---\n\nbetween rules\n\n---\n", "text\n---\na: 1\n---\n", "----\na: 1\n---\n", "", "--- # x\na: 1\n---\n"] {
+        for text in [
+            "---\na rule, and no end\n",
+            "---\n\nbetween rules\n\n---\n",
+            "text\n---\na: 1\n---\n",
+            "----\na: 1\n---\n",
+            "",
+            "--- # x\na: 1\n---\n",
+        ] {
             assert!(matches!(read(text), FrontMatter::None), "{text}");
         }
     }
 
     #[test]
     fn malformed_front_matter_says_why_in_one_line() {
-        let bomb = format!("---\na: &a [x, x, x, x, x, x, x, x, x]\n{}---\n", ('b'..='l').fold(String::new(), |text, name| {
-            let before = char::from(name as u8 - 1);
-            text + &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(", "))
-        }));
-        for text in ["---\na: [1\n---\n", "---\njust a sentence\n---\n", "---\na: 1\na: 2\n---\n", "+++\na = \n+++\n", &bomb] {
+        let bomb = format!(
+            "---\na: &a [x, x, x, x, x, x, x, x, x]\n{}---\n",
+            ('b'..='l').fold(String::new(), |text, name| {
+                let before = char::from(name as u8 - 1);
+                text + &format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(", "))
+            })
+        );
+        for text in
+            ["---\na: [1\n---\n", "---\njust a sentence\n---\n", "---\na: 1\na: 2\n---\n", "+++\na = \n+++\n", &bomb]
+        {
             let FrontMatter::Bad(reason) = read(text) else { panic!("{text}") };
             assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
         }

@@ -26,16 +26,42 @@ const MAX_OPEN_BLOCKS: usize = 2_000;
 
 /// The blocks that the parser looks through its open elements for, and that only a closing tag closes.
 const BLOCKS: [&str; 25] = [
-    "address", "article", "aside", "blockquote", "center", "details", "dialog", "dir", "div", "dl", "fieldset", "figcaption",
-    "figure", "footer", "header", "hgroup", "main", "menu", "nav", "ol", "pre", "search", "section", "summary", "ul",
+    "address",
+    "article",
+    "aside",
+    "blockquote",
+    "center",
+    "details",
+    "dialog",
+    "dir",
+    "div",
+    "dl",
+    "fieldset",
+    "figcaption",
+    "figure",
+    "footer",
+    "header",
+    "hgroup",
+    "main",
+    "menu",
+    "nav",
+    "ol",
+    "pre",
+    "search",
+    "section",
+    "summary",
+    "ul",
 ];
 /// Elements of which a reader sees nothing, or nothing to read.
 const UNSEEN: [&str; 14] = [
-    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "audio", "video", "select", "meta", "link",
-    "base",
+    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "audio", "video", "select", "meta",
+    "link", "base",
 ];
 /// Elements that pages commonly hide by the attribute `hidden`.
 const HIDEABLE: [&str; 9] = ["div", "section", "article", "aside", "p", "ul", "details", "dialog", "form"];
+
+/// What documentation generators link a heading to itself with.
+const PERMALINKS: [&str; 4] = ["#", "\\#", "¶", "🔗"];
 
 /// Hands the visible text of `file` to `sink`.
 pub(super) fn extract(file: &FoundFile, sink: &mut dyn DocumentSink) -> Result<()> {
@@ -58,7 +84,8 @@ struct Page {
 
 fn read(path: &Path) -> Result<String, SkipReason> {
     let mut bytes = Vec::new();
-    let read = |bytes: &mut Vec<u8>| -> io::Result<usize> { File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(bytes) };
+    let read =
+        |bytes: &mut Vec<u8>| -> io::Result<usize> { File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(bytes) };
     read(&mut bytes).map_err(|error| unreadable(&error))?;
     refuse_binary(&bytes)?;
     if bytes.len() > MAX_BYTES {
@@ -92,7 +119,10 @@ fn converter(title: Arc<OnceLock<String>>) -> HtmlToMarkdown {
         let _ = title.set(text.split_whitespace().collect::<Vec<_>>().join(" "));
         None
     };
-    let show_text = |handlers: &dyn Handlers, element: Element| Some(handlers.walk_children(element.node));
+    let show_text = |handlers: &dyn Handlers, element: Element| {
+        let shown = handlers.walk_children(element.node);
+        if PERMALINKS.contains(&shown.content.trim()) { None } else { Some(shown) }
+    };
     let show_unless_hidden = |handlers: &dyn Handlers, element: Element| {
         if attribute(&element, "hidden").is_some() { None } else { handlers.fallback(element) }
     };
@@ -157,26 +187,33 @@ mod tests {
     #[test]
     fn only_what_a_reader_sees_is_kept() {
         let html = "<!doctype html><html><head><title>Bee\n care</title><style>p{color:red}</style><meta name=x content=hid>\
-                    <script>let hid = 1;</script></head><body><nav><a href=/hid>Home</a></nav><h1>Hives</h1>\
+                    <script>let hid = 1;</script></head><body><nav><a href=/hid>Home</a></nav><h1>Hives<a href=#hid>¶</a></h1>\
+                    <h2>Sun<a>#</a></h2>\
                     <!-- hid --><p>Bees <b>like</b> <a href='http://hid.example'>sun</a>.</p>\
                     <img src=hid.png alt='A hive'><div hidden>hid</div><noscript>hid</noscript>\
                     <svg><title>hid</title><text>hid</text></svg><template><p>hid</p></template>\
                     <ul><li>one<li>two</ul><script>hid()</script></body></html>";
         let (title, text) = page(html);
         assert_eq!(title.as_deref(), Some("Bee care"));
-        assert_eq!(text, "Home\n\n# Hives\n\nBees **like** sun.\n\nA hive\n\n*   one\n*   two");
+        assert_eq!(text, "Home\n\n# Hives\n\n## Sun\n\nBees **like** sun.\n\nA hive\n\n*   one\n*   two");
     }
 
     #[test]
     fn entities_and_broken_html_are_understood() {
-        assert_eq!(page("<p>Salt &amp; sugar, 5&nbsp;&lt; 7<p>unclosed <b>bold").1, "Salt & sugar, 5\u{a0}< 7\n\nunclosed **bold**");
+        assert_eq!(
+            page("<p>Salt &amp; sugar, 5&nbsp;&lt; 7<p>unclosed <b>bold").1,
+            "Salt & sugar, 5\u{a0}< 7\n\nunclosed **bold**"
+        );
         assert_eq!(page("no tags at all"), (None, "no tags at all".into()));
         assert_eq!(page("<title> </title>"), (None, String::new()));
     }
 
     #[test]
     fn tables_and_code_keep_their_form() {
-        let (_, text) = page("<table><tr><th>Jar</th><th>Minutes</th></tr><tr><td>1 l</td><td>20</td></tr></table><pre><code>a\n  b</code></pre>");
+        let (_, text) = page(
+            "<table><tr><th>Jar</th><th>Minutes</th></tr><tr><td>1 l</td><td>20</td></tr></table>\
+             <pre><code>a\n  b</code></pre>",
+        );
         assert!(text.contains("| Jar | Minutes |"), "{text}");
         assert!(text.contains("```\na\n  b\n```"), "{text}");
     }
@@ -189,7 +226,12 @@ mod tests {
         assert_eq!(convert(&nested(MAX_DEPTH)).err(), too_deep);
         assert_eq!(convert(&nested(200_000)).err(), too_deep);
         assert_eq!(convert(&"<b><x>".repeat(20_000)).err(), too_deep);
-        let flat = format!("<!-- {} --><script>{}</script>{}", "<div>".repeat(3_000), "'<div>'".repeat(3_000), "<div>x</div>".repeat(3_000));
+        let flat = format!(
+            "<!-- {} --><script>{}</script>{}",
+            "<div>".repeat(3_000),
+            "'<div>'".repeat(3_000),
+            "<div>x</div>".repeat(3_000)
+        );
         assert_eq!(page(&flat).1.matches('x').count(), 3_000);
     }
 }

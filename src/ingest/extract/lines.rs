@@ -8,7 +8,7 @@ use super::super::format::refuse_binary;
 use super::super::skip::SkipReason;
 use super::{BYTE_ORDER_MARK, unreadable};
 
-/// The longest line or record that is read: a book of three thousand pages.
+/// The longest line or record that is read: some eight thousand pages of text.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
 
 /// The lines of a file.
@@ -116,7 +116,10 @@ mod tests {
         }
         let whole = |line, offset, text: &str| (line, offset, text.to_owned(), Length::Whole);
         let long = (2, 7, "123456".to_owned(), Length::TooLong);
-        assert_eq!(seen, [whole(1, 3, "one\n"), long, whole(3, 17, "12345\n"), whole(4, 23, "\n"), whole(5, 24, "last")]);
+        assert_eq!(
+            seen,
+            [whole(1, 3, "one\n"), long, whole(3, 17, "12345\n"), whole(4, 23, "\n"), whole(5, 24, "last")]
+        );
 
         lines.go_to(places[2]).unwrap();
         let mut line = Vec::new();

@@ -65,9 +65,8 @@ impl Segments {
         let whole = self.at_end && (self.buffer.len() <= SEGMENT_BYTES || self.offset <= BYTE_ORDER_MARK.len() as u64);
         let length = if whole { self.buffer.len() } else { self.cut()? };
         let offset = self.offset;
-        let text = String::from_utf8(self.take_bytes(length)).map_err(|error| SkipReason::NotUtf8 {
-            offset: offset + error.utf8_error().valid_up_to() as u64,
-        })?;
+        let text = String::from_utf8(self.take_bytes(length))
+            .map_err(|error| SkipReason::NotUtf8 { offset: offset + error.utf8_error().valid_up_to() as u64 })?;
         Ok(Some(if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }))
     }
 
@@ -76,11 +75,13 @@ impl Segments {
         let head = self.buffer.get(..SEGMENT_BYTES).unwrap_or(&self.buffer);
         let text = match std::str::from_utf8(head) {
             Ok(text) => text,
-            Err(error) => match (error.error_len(), std::str::from_utf8(head.get(..error.valid_up_to()).unwrap_or_default())) {
-                // The piece ends within a character: the character belongs to the next piece.
-                (None, Ok(text)) if !text.is_empty() => text,
-                _ => return Err(SkipReason::NotUtf8 { offset: self.offset + error.valid_up_to() as u64 }),
-            },
+            Err(error) => {
+                match (error.error_len(), std::str::from_utf8(head.get(..error.valid_up_to()).unwrap_or_default())) {
+                    // The piece ends within a character: the character belongs to the next piece.
+                    (None, Ok(text)) if !text.is_empty() => text,
+                    _ => return Err(SkipReason::NotUtf8 { offset: self.offset + error.valid_up_to() as u64 }),
+                }
+            }
         };
         let outside_code = if self.markup == Markup::Markdown { last_blank_line_outside_code(text) } else { None };
         // One byte less than there is, so that a cut is looked for.

@@ -86,7 +86,8 @@ fn bad(reason: &str) -> SkipReason {
 #[test]
 fn a_text_file_is_one_plain_document() {
     let sink = extracted("a.txt", "\u{feff}one\r\ntwo\r\n");
-    let expected = Document { header: DocumentHeader::default(), markup: Some(Markup::Plain), text: "one\ntwo\n".into() };
+    let expected =
+        Document { header: DocumentHeader::default(), markup: Some(Markup::Plain), text: "one\ntwo\n".into() };
     assert_eq!((sink.documents, sink.skipped), (vec![expected], vec![]));
 }
 
@@ -111,7 +112,8 @@ fn malformed_front_matter_costs_the_attributes_alone() {
 
 #[test]
 fn html_is_markdown_with_a_title() {
-    let sink = extracted("a.html", "<html><head><title>Bees</title></head><body><h2>Hives</h2><p>Sun.</p></body></html>");
+    let sink =
+        extracted("a.html", "<html><head><title>Bees</title></head><body><h2>Hives</h2><p>Sun.</p></body></html>");
     let [document] = sink.documents.as_slice() else { panic!() };
     assert_eq!((document.markup, document.text.as_str()), (Some(Markup::Markdown), "## Hives\n\nSun."));
     assert_eq!(document.header.title.as_deref(), Some("Bees"));
@@ -146,7 +148,11 @@ fn binary_and_non_utf8_files_are_listed() {
     }
     for name in ["a.txt", "a.md", "a.html"] {
         let sink = extracted(name, b"text\ncaf\xe9\n");
-        assert_eq!((sink.documents.len(), sink.skipped), (0, vec![(None, SkipReason::NotUtf8 { offset: 8 })]), "{name}");
+        assert_eq!(
+            (sink.documents.len(), sink.skipped),
+            (0, vec![(None, SkipReason::NotUtf8 { offset: 8 })]),
+            "{name}"
+        );
     }
 }
 
@@ -163,7 +169,11 @@ fn a_file_that_vanished_or_is_a_folder_is_listed() {
             }
             let mut sink = Collected::default();
             extract(&file, &RecordFields::default(), &mut sink).unwrap();
-            assert!(matches!(sink.skipped.as_slice(), [(None, SkipReason::Unreadable(_))]), "{name}: {:?}", sink.skipped);
+            assert!(
+                matches!(sink.skipped.as_slice(), [(None, SkipReason::Unreadable(_))]),
+                "{name}: {:?}",
+                sink.skipped
+            );
         }
     }
 }
@@ -174,7 +184,11 @@ fn a_huge_text_is_handed_over_in_small_pieces() {
     let mut file = std::io::BufWriter::new(fs::File::create(dir.path().join("a.md")).unwrap());
     let mut hasher = blake3::Hasher::new();
     for n in 0..700_000u64 {
-        let line = format!("line {n} about {} and a word in another script: 蜂蜜\n{}", n.wrapping_mul(2_654_435_761), ["", "\n"][n as usize % 2]);
+        let line = format!(
+            "line {n} about {} and a word in another script: 蜂蜜\n{}",
+            n.wrapping_mul(2_654_435_761),
+            ["", "\n"][n as usize % 2]
+        );
         hasher.update(line.as_bytes());
         file.write_all(line.as_bytes()).unwrap();
     }
@@ -253,11 +267,16 @@ fn a_jsonl_line_is_a_document_with_typed_attributes() {
 
 #[test]
 fn a_bad_jsonl_line_costs_that_line() {
-    let mut text = b"{\"text\": \"good\"}\n{\"text\": oops}\n[1]\n{\"n\": 1}\n{\"text\": 5}\n{\"text\": \" \"}\n{\"id\": 1.5, \"text\": \"x\"}\n".to_vec();
+    let mut text = b"{\"text\": \"good\"}\n{\"text\": oops}\n[1]\n{\"n\": 1}\n\
+        {\"text\": 5}\n{\"text\": \" \"}\n{\"id\": 1.5, \"text\": \"x\"}\n"
+        .to_vec();
     let offset = text.len() as u64 + 10;
     text.extend(b"{\"text\": \"\xff\"}\n");
     text.extend(format!("{}\n", "[".repeat(1000)).bytes());
-    text.extend(b"{\"id\": \"d\", \"text\": \"first\"}\n{\"id\": \"d\", \"text\": \"second\"}\n{\"id\": \"#1\", \"text\": \"x\"}\n");
+    text.extend(
+        b"{\"id\": \"d\", \"text\": \"first\"}\n{\"id\": \"d\", \"text\": \"second\"}\n\
+        {\"id\": \"#1\", \"text\": \"x\"}\n",
+    );
     text.extend(b"{\"text\": \"last");
     let sink = extracted("a.jsonl", &text);
     let texts: Vec<_> = sink.documents.iter().map(|d| d.text.as_str()).collect();
@@ -291,7 +310,8 @@ fn an_endless_jsonl_line_costs_that_line() {
 #[test]
 fn record_fields_have_the_names_that_the_caller_says() {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("a.jsonl"), "{\"_id\": 1, \"body\": \"x\", \"kind\": \"k\", \"id\": 2, \"text\": \"t\"}").unwrap();
+    fs::write(dir.path().join("a.jsonl"), "{\"_id\": 1, \"body\": \"x\", \"kind\": \"k\", \"id\": 2, \"text\": \"t\"}")
+        .unwrap();
     fs::write(dir.path().join("a.csv"), "_id,body,kind,id,text\n1,x,k,2,t\n").unwrap();
     let fields = RecordFields { id: "_id".into(), text: "body".into(), category: "kind".into() };
     for name in ["a.jsonl", "a.csv"] {

@@ -57,12 +57,14 @@ fn hub(folder: PathBuf) -> Box<dyn Source> {
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             let request = lines.next().unwrap().unwrap();
             lines.find(|line| line.as_ref().unwrap().is_empty());
-            let file = request.strip_prefix("GET /example/tiny/resolve/main/").unwrap().strip_suffix(" HTTP/1.1").unwrap();
+            let file =
+                request.strip_prefix("GET /example/tiny/resolve/main/").unwrap().strip_suffix(" HTTP/1.1").unwrap();
             let (status, content) = match std::fs::read(folder.join(file)) {
                 Ok(content) => ("200 OK", content),
                 Err(_) => ("404 Not Found", Vec::new()),
             };
-            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", content.len()).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", content.len())
+                .unwrap();
             stream.write_all(&content).unwrap();
         }
     });
@@ -191,7 +193,8 @@ fn where_nothing_delivers_every_answer_is_told_and_what_to_install() {
     match fixture.pull(&[no_hub(), hub(damaged.path().into()), failing]) {
         Err(Error::ModelFetch { model, reason }) => {
             assert_eq!(model, "tiny");
-            let parts = ["Hugging Face hub: http://127", "has sha256", "No module named pip", "apt-get install python3-pip"];
+            let parts =
+                ["Hugging Face hub: http://127", "has sha256", "No module named pip", "apt-get install python3-pip"];
             assert!(parts.iter().all(|part| reason.contains(part)), "{reason}");
         }
         other => panic!("{other:?}"),

@@ -1,0 +1,45 @@
+# Two commands matter: `make demo` and `make test`. Each sets up what it needs.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+EMBANK := $(TARGET)/release/embank
+DEMO   := $(TARGET)/demo-bank
+MODEL  := all-minilm-l6-v2
+
+.PHONY: help demo test eval setup build model lint
+
+help:
+	@echo "make demo   embed dev_data/docs with a real model, build an index, ask three questions"
+	@echo "make test   all tests"
+	@echo "make eval   nDCG@10 and recall@10 on dev_data's judgements"
+	@echo "make lint   format and clippy, as CI does"
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	cargo build --release --locked
+
+model: build
+	@$(EMBANK) model pull $(MODEL)
+
+demo: model
+	@rm -rf $(DEMO)
+	$(EMBANK) --bank $(DEMO) sync dev_data/docs
+	@for question in \
+		"How do I keep my rain barrel from cracking in winter?" \
+		"What should I do first when somebody burns a hand on the stove?" \
+		"wann sollte man die Bienen vor dem Winter füttern?"; do \
+		echo; echo "\$$ embank search \"$$question\" -k 3"; \
+		$(EMBANK) --bank $(DEMO) search "$$question" -k 3; \
+	done
+
+eval: model
+	@$(EMBANK) --quiet --bank $(TARGET)/eval-bank sync dev_data/docs > /dev/null
+	@$(EMBANK) --bank $(TARGET)/eval-bank eval --queries dev_data/queries.tsv --qrels dev_data/qrels.txt
+
+test: model
+	cargo test --release --locked
+
+lint: setup
+	cargo fmt --all -- --check
+	cargo clippy --release --locked --all-targets -- -D warnings

@@ -1,0 +1,104 @@
+//! Values of flags: enums as they are written on the command line and in embank.toml, and checked numbers.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use embank::{Durability, IndexKind};
+use serde::Deserialize;
+
+/// What an acknowledged write survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityArg {
+    /// A power cut
+    PowerLoss,
+    /// A crash of the process, not of the machine
+    ProcessCrash,
+}
+
+impl From<DurabilityArg> for Durability {
+    fn from(level: DurabilityArg) -> Self {
+        match level {
+            DurabilityArg::PowerLoss => Self::PowerLoss,
+            DurabilityArg::ProcessCrash => Self::ProcessCrash,
+        }
+    }
+}
+
+/// Which index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KindArg {
+    /// By the number of rows: flat, then hnsw, then ivf-pq
+    Auto,
+    /// No index: every query looks at every vector
+    Flat,
+    /// Inverted lists with product quantisation
+    IvfPq,
+    /// A graph with scalar quantisation
+    Hnsw,
+}
+
+impl From<KindArg> for IndexKind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Auto => Self::Auto,
+            KindArg::Flat => Self::Flat,
+            KindArg::IvfPq => Self::IvfPq,
+            KindArg::Hnsw => Self::Hnsw,
+        }
+    }
+}
+
+/// A share from 0 to 1.
+pub(super) fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("write a number from 0 to 1".to_owned()),
+    }
+}
+
+/// A whole number above 0.
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("write a whole number above 0".to_owned()),
+    }
+}
+
+/// A number with its unit: `90s`, `30m`, `1h`, `1d`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a whole number above 0 and a unit: s, m, h or d".to_owned();
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text.strip_suffix(unit).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;
+    let seconds = number.checked_mul(seconds).filter(|seconds| *seconds > 0).ok_or_else(wrong)?;
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        let seconds = |text| duration(text).map(|d| d.as_secs()).ok();
+        assert_eq!(["90s", "30m", "1h", "2d"].map(seconds), [Some(90), Some(1800), Some(3600), Some(172_800)]);
+        for wrong in ["", "h", "30", "-1h", "0s", "1.5h", "1y", "9999999999999999999d", "5µ"] {
+            assert_eq!(seconds(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shares_and_counts_are_in_range() {
+        assert_eq!(["0", "0.95", "1"].map(|text| fraction(text).ok()), [Some(0.0), Some(0.95), Some(1.0)]);
+        assert_eq!(["-0.1", "1.01", "NaN", "95%"].map(|text| fraction(text).ok()), [None; 4]);
+        assert_eq!(["1", "0", "-1", "x"].map(|text| positive(text).ok()), [Some(1), None, None, None]);
+    }
+}

@@ -1,0 +1,218 @@
+//! `embank index …`: building, inspecting and switching generations.
+
+use anyhow::bail;
+use embank::{Activation, Bank, BuildOptions, Error, Generation, GenerationId, SpecOverrides, ValidateOptions};
+use indicatif::{HumanBytes, HumanCount};
+
+use super::report;
+use crate::Exit;
+use crate::args::{BuildArgs, IndexCommand};
+use crate::output::{Align, seconds, table};
+use crate::session::Session;
+
+pub async fn run(session: &Session, command: IndexCommand) -> anyhow::Result<Exit> {
+    match command {
+        IndexCommand::Build(args) => build(session, args).await,
+        IndexCommand::List => list(session).await,
+        IndexCommand::Show { generation } => show(session, generation).await,
+        IndexCommand::Activate { generation } => {
+            let bank = session.open().await?;
+            let id = find(bank.generations().await?, &generation)?.id;
+            tell(session, &bank.activate_generation(&id).await?)
+        }
+        IndexCommand::Rollback => tell(session, &session.open().await?.rollback().await?),
+        IndexCommand::Gc => collect_garbage(session).await,
+    }
+}
+
+async fn build(session: &Session, args: BuildArgs) -> anyhow::Result<Exit> {
+    session.stop_gently();
+    let bank = session.open().await?;
+    let gate = session.settings().validation(args.min_recall);
+    let options = ValidateOptions {
+        k: args.k.unwrap_or(gate.k),
+        nprobes: args.settings.nprobes,
+        ef: args.settings.ef,
+        refine_factor: args.settings.refine,
+        ..gate
+    };
+    let built = bank.build_index(build_options(session, &args)).await?;
+    let id = built.id().clone();
+    let validated = match bank.validate(built, options).await {
+        Ok(validated) => validated,
+        Err(error) => {
+            if session.output().is_json() && matches!(error, Error::RecallTooLow { .. }) {
+                let refused = generation(&bank, &id).await?;
+                session.output().json(&serde_json::json!({ "outcome": "refused", "generation": refused }))?;
+            }
+            return Err(error.into());
+        }
+    };
+    let activation = if args.no_activate {
+        // Gives the maintenance lease back.
+        drop(validated);
+        None
+    } else {
+        Some(bank.activate(validated).await?)
+    };
+    session.display().clear();
+    let done = generation(&bank, &id).await?;
+    if session.output().is_json() {
+        let outcome = if activation.is_some() { "activated" } else { "validated" };
+        let previous = activation.and_then(|activation| activation.previous);
+        let value = serde_json::json!({ "outcome": outcome, "generation": done, "previous": previous });
+        session.output().json(&value)?;
+        return Ok(Exit::Done);
+    }
+    let taken = seconds(done.build_seconds);
+    session.output().line(&format!("{id}: {}, built in {taken}", report::generation(&done)))?;
+    match activation {
+        None => {
+            session.output().line(&format!("validated, not active; `embank index activate {id}` switches to it"))?
+        }
+        Some(activation) => session.output().line(&activation_line(&activation))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn build_options(session: &Session, args: &BuildArgs) -> BuildOptions {
+    BuildOptions {
+        kind: session.settings().kind(args.kind),
+        overrides: SpecOverrides {
+            partitions: args.spec.partitions,
+            sub_vectors: args.spec.sub_vectors,
+            bits: args.spec.bits,
+            edges: args.spec.edges,
+            ef_construction: args.spec.ef_construction,
+        },
+        seed: args.seed,
+    }
+}
+
+async fn list(session: &Session) -> anyhow::Result<Exit> {
+    let generations = session.open().await?.generations().await?;
+    if session.output().is_json() {
+        session.output().json(&serde_json::json!({ "generations": generations }))?;
+        return Ok(Exit::Done);
+    }
+    if generations.is_empty() {
+        session.output().line("no generations; `embank index build` makes one")?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<_> = generations.iter().map(list_row).collect();
+    let columns = [
+        ("generation", Align::Left),
+        ("state", Align::Left),
+        ("kind", Align::Left),
+        ("rows", Align::Right),
+        ("recall", Align::Right),
+        ("p95 ms", Align::Right),
+        ("built in", Align::Right),
+        ("created", Align::Left),
+    ];
+    session.output().text(&table(columns, &rows))?;
+    Ok(Exit::Done)
+}
+
+fn list_row(generation: &Generation) -> [String; 8] {
+    let measured = generation.recall.as_ref();
+    [
+        generation.id.to_string(),
+        generation.state.label().to_owned(),
+        generation.kind.clone(),
+        HumanCount(generation.rows).to_string(),
+        measured.map_or_else(|| "-".to_owned(), |measured| format!("{:.4}", measured.recall)),
+        measured.map_or_else(|| "-".to_owned(), |measured| format!("{:.1}", measured.p95_ms)),
+        seconds(generation.build_seconds),
+        generation.created_at.clone(),
+    ]
+}
+
+async fn show(session: &Session, wanted: Option<String>) -> anyhow::Result<Exit> {
+    let mut generations = session.open().await?.generations().await?;
+    let generation = match wanted {
+        Some(wanted) => find(generations, &wanted)?,
+        None => match generations.pop() {
+            Some(newest) => newest,
+            None => bail!("there are no generations; `embank index build` makes one"),
+        },
+    };
+    if session.output().is_json() {
+        session.output().json(&generation)?;
+    } else {
+        session.output().text(&shown(&generation))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn shown(generation: &Generation) -> String {
+    let mut lines = vec![
+        format!("generation  {} ({})", generation.id, generation.state.label()),
+        format!("index       {}", report::generation(generation)),
+        format!("built       {} in {}", generation.created_at, seconds(generation.build_seconds)),
+        format!("from        table version {}, seed {}", generation.dataset_version, generation.seed),
+    ];
+    if let Some(spec) = &generation.spec {
+        lines.push(format!("parameters  {}", serde_json::json!(spec)));
+    }
+    if let Some(error) = &generation.error {
+        lines.push(format!("failed      {error}"));
+    }
+    if let Some(measured) = &generation.recall {
+        lines.push(format!("queries     {}, compared with {}", measured.query_source, measured.ground_truth));
+        lines.push(format!("worst       {:.4}, median {:.1} ms", measured.worst, measured.p50_ms));
+        lines.extend(measured.tried.iter().map(|tried| {
+            let settings = report::settings(&tried.settings).unwrap_or_else(|| "defaults".to_owned());
+            format!("tried       {settings}: recall {:.4}, p95 {:.1} ms", tried.recall, tried.p95_ms)
+        }));
+    }
+    lines.join("\n") + "\n"
+}
+
+async fn collect_garbage(session: &Session) -> anyhow::Result<Exit> {
+    let report = session.open().await?.collect_garbage().await?;
+    if session.output().is_json() {
+        session.output().json(&report)?;
+        return Ok(Exit::Done);
+    }
+    for id in &report.removed {
+        session.output().line(&format!("removed {id}"))?;
+    }
+    let (removed, freed) = (report.removed.len(), HumanBytes(report.bytes_freed));
+    session.output().line(&format!("{removed} generations removed, {freed} of old table versions freed"))?;
+    Ok(Exit::Done)
+}
+
+fn tell(session: &Session, activation: &Activation) -> anyhow::Result<Exit> {
+    if session.output().is_json() {
+        session.output().json(activation)?;
+    } else {
+        session.output().line(&activation_line(activation))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn activation_line(activation: &Activation) -> String {
+    match &activation.previous {
+        Some(previous) => format!("{} is active; before it was {previous}", activation.active),
+        None => format!("{} is active", activation.active),
+    }
+}
+
+async fn generation(bank: &Bank, id: &GenerationId) -> anyhow::Result<Generation> {
+    let found = bank.generations().await?.into_iter().find(|generation| generation.id == *id);
+    Ok(found.ok_or_else(|| Error::UnknownGeneration { id: id.to_string() })?)
+}
+
+/// The generation of this id, or the only one whose id begins so.
+fn find(generations: Vec<Generation>, wanted: &str) -> anyhow::Result<Generation> {
+    let mut found: Vec<_> = generations.into_iter().filter(|one| one.id.as_str().starts_with(wanted)).collect();
+    if let Some(exact) = found.iter().position(|one| one.id.as_str() == wanted) {
+        return Ok(found.swap_remove(exact));
+    }
+    match (found.pop(), found.len()) {
+        (Some(only), 0) => Ok(only),
+        (Some(_), more) => bail!("{} generations begin with {wanted}; write more of the id", more + 1),
+        (None, _) => Err(Error::UnknownGeneration { id: wanted.to_owned() }.into()),
+    }
+}

@@ -1,0 +1,205 @@
+//! `embank status`, `documents`, `errors` and `runs`: what is in a bank.
+
+use embank::{BankStatus, DocumentRow, RunRow, StatusRow, Timestamp};
+use futures::TryStreamExt;
+use indicatif::{HumanBytes, HumanCount};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::report;
+use crate::Exit;
+use crate::args::{ErrorsArgs, RunsArgs};
+use crate::output::{Align, seconds, table, to_json};
+use crate::session::Session;
+
+pub async fn status(session: &Session) -> anyhow::Result<Exit> {
+    let status = session.open().await?.status().await?;
+    if session.output().is_json() {
+        session.output().json(&status)?;
+    } else {
+        session.output().text(&status_text(&status))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn status_text(status: &BankStatus) -> String {
+    let count = |number: u64| HumanCount(number).to_string();
+    let index = match &status.active {
+        None => "none active".to_owned(),
+        Some(active) => format!("{}: {}", active.id, report::generation(active)),
+    };
+    let mut lines = vec![
+        format!("bank      {} ({})", status.bank.display(), HumanBytes(status.bytes)),
+        format!("embedder  {}", status.embedder),
+        format!("chunks    {}", count(status.chunks)),
+        format!("index     {index}"),
+    ];
+    if status.newer_than_index > 0 {
+        lines.push(format!("          {} rows are newer and searched flat", count(status.newer_than_index)));
+    }
+    lines.push(format!("cache     {} vectors", count(status.cached)));
+    let embedders: Vec<_> = status
+        .status
+        .iter()
+        .map(|one| {
+            let counts = one.counts;
+            let numbers = [counts.ready, counts.new, counts.in_progress, counts.error].map(count);
+            let [ready, new, in_progress, error] = numbers;
+            [one.embedder.to_string(), ready, new, in_progress, error]
+        })
+        .collect();
+    let embedder_columns = [
+        ("embedder", Align::Left),
+        ("ready", Align::Right),
+        ("new", Align::Right),
+        ("in progress", Align::Right),
+        ("error", Align::Right),
+    ];
+    let tables: Vec<_> = status
+        .tables
+        .iter()
+        .map(|one| [one.table.clone(), count(one.rows), count(one.versions), HumanBytes(one.bytes).to_string()])
+        .collect();
+    let table_columns =
+        [("table", Align::Left), ("rows", Align::Right), ("versions", Align::Right), ("size", Align::Right)];
+    format!("{}\n\n{}\n{}", lines.join("\n"), table(embedder_columns, &embedders), table(table_columns, &tables))
+}
+
+/// One chunk as it is printed.
+#[derive(Serialize)]
+struct Document<'a> {
+    id: &'a str,
+    doc_id: &'a str,
+    doc_path: &'a str,
+    category: &'a str,
+    heading: &'a str,
+    chunk_index: usize,
+    text: &'a str,
+    content_hash: String,
+    attributes: &'a serde_json::Map<String, Value>,
+}
+
+pub async fn documents(session: &Session) -> anyhow::Result<Exit> {
+    let mut blocks = session.open().await?.documents().await?;
+    while let Some(block) = blocks.try_next().await? {
+        let mut lines = String::new();
+        for row in &block {
+            lines.push_str(&to_json(&document(row))?);
+            lines.push('\n');
+        }
+        session.output().text(&lines)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn document(row: &DocumentRow) -> Document<'_> {
+    Document {
+        id: row.id.as_str(),
+        doc_id: row.doc_id.as_str(),
+        doc_path: &row.doc_path,
+        category: &row.category,
+        heading: &row.heading,
+        chunk_index: row.chunk_index,
+        text: &row.content,
+        content_hash: row.content_hash.to_string(),
+        attributes: &row.attributes,
+    }
+}
+
+pub async fn errors(session: &Session, args: ErrorsArgs) -> anyhow::Result<Exit> {
+    let errors = session.open().await?.errors(args.limit).await?;
+    if session.output().is_json() {
+        let errors: Vec<_> = errors.iter().map(error_value).collect();
+        session.output().json(&json!({ "errors": errors }))?;
+        return Ok(Exit::Done);
+    }
+    if errors.is_empty() {
+        session.output().line("no errors")?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<_> = errors
+        .iter()
+        .map(|row| {
+            let due = row.next_attempt_at.map_or_else(|| "never".to_owned(), Timestamp::to_rfc3339);
+            let error = row.error.clone().unwrap_or_default();
+            [row.id.to_string(), row.attempts.to_string(), due, row.error_kind.clone().unwrap_or_default(), error]
+        })
+        .collect();
+    let columns = [
+        ("chunk", Align::Left),
+        ("attempts", Align::Right),
+        ("due again", Align::Left),
+        ("kind", Align::Left),
+        ("error", Align::Left),
+    ];
+    session.output().text(&table(columns, &rows))?;
+    session.output().line("`embank backfill --retry-errors` tries all of them again now")?;
+    Ok(Exit::Done)
+}
+
+fn error_value(row: &StatusRow) -> Value {
+    json!({
+        "id": row.id,
+        "embedder": row.embedder_id,
+        "attempts": row.attempts,
+        "next_attempt_at": row.next_attempt_at.map(Timestamp::to_rfc3339),
+        "kind": row.error_kind,
+        "error": row.error,
+        "updated_at": row.updated_at.to_rfc3339(),
+    })
+}
+
+pub async fn runs(session: &Session, args: RunsArgs) -> anyhow::Result<Exit> {
+    let mut runs = session.open().await?.runs().await?;
+    if let Some(limit) = args.limit {
+        runs.drain(..runs.len().saturating_sub(limit));
+    }
+    if session.output().is_json() {
+        let runs: Vec<_> = runs.iter().map(run_value).collect();
+        session.output().json(&json!({ "runs": runs }))?;
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<_> = runs
+        .iter()
+        .map(|run| {
+            let taken = seconds(run.ended_at.since(run.started_at).as_secs_f64());
+            [run.started_at.to_rfc3339(), run.kind.clone(), run.outcome.clone(), taken, summary(&run.report)]
+        })
+        .collect();
+    let columns = [
+        ("started", Align::Left),
+        ("step", Align::Left),
+        ("outcome", Align::Left),
+        ("took", Align::Right),
+        ("report", Align::Left),
+    ];
+    session.output().text(&table(columns, &rows))?;
+    Ok(Exit::Done)
+}
+
+fn run_value(run: &RunRow) -> Value {
+    // A report that is not JSON is shown as the text that it is.
+    let report = serde_json::from_str(&run.report).unwrap_or_else(|_| Value::String(run.report.clone()));
+    json!({
+        "id": run.id,
+        "kind": run.kind,
+        "started_at": run.started_at.to_rfc3339(),
+        "ended_at": run.ended_at.to_rfc3339(),
+        "outcome": run.outcome,
+        "report": report,
+    })
+}
+
+/// The counts of a stored report that are not zero, or its error.
+fn summary(report: &str) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_str(report) else { return report.to_owned() };
+    let said = |(name, value): (&String, &Value)| match value {
+        Value::Number(number) if number.as_u64().is_some_and(|number| number > 0) => {
+            Some(format!("{} {number}", name.replace('_', " ")))
+        }
+        Value::String(text) if name == "error" => Some(text.clone()),
+        Value::Bool(true) if name == "cancelled" => Some(name.clone()),
+        _ => None,
+    };
+    fields.iter().filter_map(said).collect::<Vec<_>>().join(", ")
+}

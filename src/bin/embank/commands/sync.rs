@@ -1,0 +1,113 @@
+//! `embank sync`: the main job, once or again and again.
+
+use embank::{BackfillOptions, Bank, BuildOptions, IndexOutcome, SyncOptions, SyncReport};
+use indicatif::HumanCount;
+
+use super::report;
+use crate::Exit;
+use crate::args::SyncArgs;
+use crate::interrupt::STOPPED;
+use crate::output::seconds;
+use crate::session::Session;
+
+/// Chunks that one step of `--every` embeds at most: minutes of work, after which the index is looked at.
+const CHUNKS_PER_STEP: u64 = 50_000;
+
+pub async fn run(session: &Session, args: SyncArgs) -> anyhow::Result<Exit> {
+    session.stop_gently();
+    if let Some(pulled) = session.pull_if_missing().await? {
+        session.display().say(&report::pull(&pulled));
+    }
+    let bank = session.open_or_create().await?;
+    let Some(pause) = args.every else {
+        return Ok(tick(session, &bank, &args, args.limit).await?.exit);
+    };
+    let limit = args.limit.unwrap_or(CHUNKS_PER_STEP);
+    // What is wrong at once is wrong with the command; what goes wrong later may pass.
+    let mut last = tick(session, &bank, &args, Some(limit)).await?;
+    loop {
+        if last.stopped {
+            return Ok(last.exit);
+        }
+        if !last.more {
+            session.display().say(&format!("next step in {}; Ctrl-C ends", seconds(pause.as_secs_f64())));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = session.interrupt().asked() => return Ok(Exit::Done),
+            }
+        }
+        last = match tick(session, &bank, &args, Some(limit)).await {
+            Ok(tick) => tick,
+            Err(error) if error.is::<embank::Error>() && !session.interrupt().cancel().is_cancelled() => {
+                session.display().clear();
+                session.display().say(&format!("error: {error:#}"));
+                Tick { exit: Exit::Done, stopped: false, more: false }
+            }
+            Err(error) => return Err(error),
+        };
+    }
+}
+
+/// How one step ended.
+struct Tick {
+    exit: Exit,
+    stopped: bool,
+    /// Whether the limit was reached, so that there may be more to embed.
+    more: bool,
+}
+
+async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64>) -> anyhow::Result<Tick> {
+    let options = SyncOptions {
+        ingest: session.settings().ingest(&args.ingest),
+        backfill: BackfillOptions { limit, ..BackfillOptions::default() },
+        build: BuildOptions { kind: session.settings().kind(args.kind), ..BuildOptions::default() },
+        validate: session.settings().validation(args.min_recall),
+        ..SyncOptions::default()
+    };
+    let report = bank.sync(&args.paths, options).await?;
+    session.display().clear();
+    if session.output().is_json() {
+        session.output().json(&report)?;
+    } else {
+        session.output().text(&report::ingest(&report.ingest))?;
+        session.output().text(&report::backfill(&report.backfill))?;
+        session.output().line(&format!("index   {}", index_line(bank, &report.index).await?))?;
+    }
+    if report.cancelled {
+        session.display().say(STOPPED);
+    }
+    let worked = report.backfill.ready + report.backfill.failed;
+    Ok(Tick { exit: exit(&report, args), stopped: report.cancelled, more: limit.is_some_and(|limit| worked >= limit) })
+}
+
+fn exit(report: &SyncReport, args: &SyncArgs) -> Exit {
+    let skipped = args.ingest.strict && report.ingest.skipped_count > 0;
+    match report.index {
+        _ if report.cancelled => Exit::Incomplete,
+        IndexOutcome::Refused { .. } => Exit::Refused,
+        _ if skipped => Exit::Incomplete,
+        _ => Exit::Done,
+    }
+}
+
+async fn index_line(bank: &Bank, outcome: &IndexOutcome) -> anyhow::Result<String> {
+    Ok(match outcome {
+        IndexOutcome::Nothing => "nothing to index".to_owned(),
+        IndexOutcome::Kept { reason } => format!("kept: {reason}"),
+        IndexOutcome::Activated { generation, kind, rows, seconds: taken, recall, reason } => {
+            let stored = bank.generations().await?.into_iter().find(|one| one.id == *generation);
+            let settings = stored.and_then(|one| report::settings(&one.settings));
+            format!(
+                "{generation} is active: {kind}, {} rows, {}{}, built in {}, because {reason}",
+                HumanCount(*rows),
+                report::recall(recall),
+                settings.map(|settings| format!(", searched with {settings}")).unwrap_or_default(),
+                seconds(*taken),
+            )
+        }
+        IndexOutcome::Refused { reason } => format!("refused: {reason}"),
+        IndexOutcome::Busy => "left as it is: another process maintains the bank".to_owned(),
+        IndexOutcome::Cancelled => "left as it is".to_owned(),
+        _ => "left as it is".to_owned(),
+    })
+}

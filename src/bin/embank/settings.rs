@@ -1,0 +1,292 @@
+//! Settings: flags beat the environment, which beats embank.toml, which beats the defaults.
+//!
+//! Guarantees: an unknown or malformed key of embank.toml is refused by its name, never ignored; relative paths in the file
+//! are relative to the file. Must not know: what the settings do.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use embank::{ChunkOptions, Error, IndexKind, IngestOptions, Prune, RecordFields, ValidateOptions};
+use serde::Deserialize;
+
+use crate::args::{DurabilityArg, Global, IngestFlags, KindArg};
+
+/// The settings file's name.
+const FILE: &str = "embank.toml";
+
+const DEFAULT_BANK: &str = ".embank";
+const DEFAULT_EMBEDDER: &str = "all-minilm-l6-v2";
+const DEFAULT_LOG: &str = "warn";
+
+/// What is settled before a command runs.
+#[derive(Debug)]
+pub struct Settings {
+    pub bank: PathBuf,
+    pub embedder: String,
+    pub model_dir: PathBuf,
+    pub durability: DurabilityArg,
+    pub quiet: bool,
+    pub json: bool,
+    pub log: String,
+    ingest: IngestTable,
+    index: IndexTable,
+}
+
+/// What the environment says; empty variables count as unset.
+#[derive(Debug, Default)]
+pub struct Environment {
+    pub bank: Option<PathBuf>,
+    pub embedder: Option<String>,
+    pub model_dir: Option<PathBuf>,
+    pub durability: Option<String>,
+    pub log: Option<String>,
+    /// The user's cache directory.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// embank.toml; keys have the names of the flags.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    bank: Option<PathBuf>,
+    embedder: Option<String>,
+    model_dir: Option<PathBuf>,
+    durability: Option<DurabilityArg>,
+    #[serde(default)]
+    ingest: IngestTable,
+    #[serde(default)]
+    index: IndexTable,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct IngestTable {
+    max_tokens: Option<usize>,
+    overlap: Option<usize>,
+    prune: Option<bool>,
+    id_field: Option<String>,
+    text_field: Option<String>,
+    category_field: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct IndexTable {
+    kind: Option<KindArg>,
+    min_recall: Option<f64>,
+}
+
+impl Environment {
+    /// Reads the process's environment.
+    pub fn read() -> Self {
+        let read = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let text = |name: &str| read(name).map(|value: OsString| value.to_string_lossy().into_owned());
+        Self {
+            bank: read("EMBANK_BANK").map(PathBuf::from),
+            embedder: text("EMBANK_EMBEDDER"),
+            model_dir: read("EMBANK_MODEL_DIR").map(PathBuf::from),
+            durability: text("EMBANK_DURABILITY"),
+            log: text("EMBANK_LOG"),
+            cache_dir: dirs::cache_dir(),
+        }
+    }
+}
+
+impl Settings {
+    /// Settles everything; reads embank.toml in the working directory, else in the bank.
+    pub fn resolve(flags: &Global, environment: Environment) -> Result<Self, Error> {
+        Self::resolve_in(Path::new(""), flags, environment)
+    }
+
+    fn resolve_in(working_dir: &Path, flags: &Global, environment: Environment) -> Result<Self, Error> {
+        let bank = flags.bank.clone().or(environment.bank);
+        let named = bank.clone().unwrap_or_else(|| working_dir.join(DEFAULT_BANK));
+        let file = match File::read(working_dir)? {
+            Some(file) => file,
+            None => File::read_in_bank(&named)?.unwrap_or_default(),
+        };
+        let durability = match (flags.durability, environment.durability) {
+            (Some(level), _) => Some(level),
+            (None, Some(text)) => Some(DurabilityArg::from_str(&text, false).map_err(|_| Error::InvalidSetting {
+                setting: "EMBANK_DURABILITY",
+                reason: format!("`{text}` is not known; write power-loss or process-crash"),
+            })?),
+            (None, None) => file.durability,
+        };
+        let model_dir = flags.model_dir.clone().or(environment.model_dir).or(file.model_dir);
+        let default_model_dir = || environment.cache_dir.map(|dir| dir.join("embank").join("models"));
+        let model_dir = model_dir.or_else(default_model_dir).ok_or_else(|| Error::InvalidSetting {
+            setting: "model-dir",
+            reason: "there is no cache directory for this user; set --model-dir or EMBANK_MODEL_DIR".to_owned(),
+        })?;
+        Ok(Self {
+            bank: bank.or(file.bank).unwrap_or(named),
+            embedder: flags
+                .embedder
+                .clone()
+                .or(environment.embedder)
+                .or(file.embedder)
+                .unwrap_or_else(|| DEFAULT_EMBEDDER.to_owned()),
+            model_dir,
+            durability: durability.unwrap_or(DurabilityArg::PowerLoss),
+            quiet: flags.quiet,
+            json: flags.json,
+            log: environment.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            ingest: file.ingest,
+            index: file.index,
+        })
+    }
+
+    /// How to ingest.
+    pub fn ingest(&self, flags: &IngestFlags) -> IngestOptions {
+        let (file, chunks, fields) = (&self.ingest, ChunkOptions::default(), RecordFields::default());
+        let field = |flag: &Option<String>, set: &Option<String>, default| {
+            flag.clone().or_else(|| set.clone()).unwrap_or(default)
+        };
+        let prunes = if flags.no_prune { false } else { flags.prune || file.prune.unwrap_or(true) };
+        IngestOptions {
+            chunks: ChunkOptions {
+                max_tokens: flags.max_tokens.or(file.max_tokens),
+                overlap_tokens: flags.overlap.or(file.overlap).unwrap_or(chunks.overlap_tokens),
+            },
+            fields: RecordFields {
+                id: field(&flags.id_field, &file.id_field, fields.id),
+                text: field(&flags.text_field, &file.text_field, fields.text),
+                category: field(&flags.category_field, &file.category_field, fields.category),
+            },
+            prune: if prunes { Prune::Vanished } else { Prune::Nothing },
+        }
+    }
+
+    /// What index to build.
+    pub fn kind(&self, flag: Option<KindArg>) -> IndexKind {
+        flag.or(self.index.kind).map_or_else(IndexKind::default, IndexKind::from)
+    }
+
+    /// How to validate it.
+    pub fn validation(&self, min_recall: Option<f64>) -> ValidateOptions {
+        let default = ValidateOptions::default();
+        let min_recall = min_recall.or(self.index.min_recall).unwrap_or(default.min_recall);
+        ValidateOptions { min_recall, ..default }
+    }
+}
+
+impl File {
+    /// The file in `dir`, if there is one.
+    fn read(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join(FILE);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(source) => return Err(Error::Io { action: "read", path, source }),
+        };
+        let mut file: Self = toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
+            refuse(&path, format!("line {line}: {}", e.message()))
+        })?;
+        if file.index.min_recall.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+            return Err(refuse(&path, "index.min-recall: write a number from 0 to 1".to_owned()));
+        }
+        for path in [&mut file.bank, &mut file.model_dir].into_iter().flatten() {
+            *path = dir.join(&*path);
+        }
+        Ok(Some(file))
+    }
+
+    fn read_in_bank(bank: &Path) -> Result<Option<Self>, Error> {
+        let file = Self::read(bank)?;
+        if file.as_ref().is_some_and(|file| file.bank.is_some()) {
+            return Err(refuse(&bank.join(FILE), "bank: a file inside a bank cannot name another one".to_owned()));
+        }
+        Ok(file)
+    }
+}
+
+fn refuse(path: &Path, reason: String) -> Error {
+    Error::InvalidSetting { setting: FILE, reason: format!("{}: {reason}", path.display()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment() -> Environment {
+        Environment { cache_dir: Some("/cache".into()), ..Environment::default() }
+    }
+
+    fn with_file(text: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        dir
+    }
+
+    #[test]
+    fn flags_beat_the_environment_which_beats_the_file_which_beats_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let embedder =
+            |flags: &Global, environment| Settings::resolve_in(dir.path(), flags, environment).unwrap().embedder;
+        assert_eq!(embedder(&Global::default(), environment()), DEFAULT_EMBEDDER);
+        std::fs::write(dir.path().join(FILE), "embedder = \"from-file\"").unwrap();
+        assert_eq!(embedder(&Global::default(), environment()), "from-file");
+        let set = || Environment { embedder: Some("from-environment".into()), ..environment() };
+        assert_eq!(embedder(&Global::default(), set()), "from-environment");
+        let flags = Global { embedder: Some("from-flag".into()), ..Global::default() };
+        assert_eq!(embedder(&flags, set()), "from-flag");
+    }
+
+    #[test]
+    fn the_file_in_the_bank_counts_only_without_one_in_the_working_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = dir.path().join(DEFAULT_BANK);
+        std::fs::create_dir(&bank).unwrap();
+        std::fs::write(bank.join(FILE), "durability = \"process-crash\"").unwrap();
+        let durability = || Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap().durability;
+        assert_eq!(durability(), DurabilityArg::ProcessCrash);
+        std::fs::write(dir.path().join(FILE), "").unwrap();
+        assert_eq!(durability(), DurabilityArg::PowerLoss);
+    }
+
+    #[test]
+    fn paths_in_the_file_are_relative_to_it() {
+        let dir = with_file("bank = \"data\"\nmodel-dir = \"/models\"");
+        let settings = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap();
+        assert_eq!((settings.bank, settings.model_dir), (dir.path().join("data"), "/models".into()));
+    }
+
+    #[test]
+    fn wrong_files_are_refused_with_the_key_and_the_line() {
+        for (text, named) in [
+            ("embeder = \"x\"", "embeder"),
+            ("\n[ingest]\nmax-token = 5", "line 3"),
+            ("[index]\nkind = \"magic\"", "magic"),
+            ("[index]\nmin-recall = 2", "index.min-recall"),
+            ("durability = ", "line 1"),
+        ] {
+            let dir = with_file(text);
+            let error = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap_err();
+            assert!(matches!(error, Error::InvalidSetting { .. }));
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn ingest_flags_beat_the_file() {
+        let dir = with_file("[ingest]\nmax-tokens = 100\noverlap = 0\nprune = false\ntext-field = \"body\"");
+        let settings = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap();
+        let options = settings.ingest(&IngestFlags::default());
+        assert_eq!((options.chunks.max_tokens, options.chunks.overlap_tokens), (Some(100), 0));
+        assert_eq!((options.prune, options.fields.text.as_str()), (Prune::Nothing, "body"));
+        let flags = IngestFlags { max_tokens: Some(64), prune: true, ..IngestFlags::default() };
+        let options = settings.ingest(&flags);
+        assert_eq!((options.chunks.max_tokens, options.prune), (Some(64), Prune::Vanished));
+    }
+
+    #[test]
+    fn the_example_in_the_documentation_is_valid() {
+        let dir = with_file(include_str!("../../../docs/embank.example.toml"));
+        Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap();
+    }
+}

@@ -1,0 +1,148 @@
+//! The command line as a script sees it: output, exit codes, settings.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::harness::Place;
+
+struct Cli<'a>(&'a Place);
+
+impl Cli<'_> {
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_embank"));
+        command.current_dir(self.0.path()).env_remove("EMBANK_BANK").env_remove("EMBANK_MODEL_DIR");
+        command.args(["--embedder", "fake:32", "--bank", "bank"]);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command().args(args).output().unwrap()
+    }
+
+    /// Standard output as JSON; the command must succeed.
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.command().arg("--json").args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
+    fn code(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.run(args);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+#[test]
+fn the_main_job_end_to_end_in_json() {
+    let place = Place::with_documents(30);
+    let cli = Cli(&place);
+    let first = cli.json(&["sync", "docs"]);
+    assert_eq!((&first["ingest"]["added"], &first["backfill"]["ready"]), (&30.into(), &30.into()));
+    assert_eq!(first["index"]["outcome"], "activated");
+    let second = cli.json(&["sync", "docs"]);
+    assert_eq!((&second["ingest"]["unchanged"], &second["backfill"]["embedded"]), (&30.into(), &0.into()));
+    assert_eq!(second["index"]["outcome"], "kept");
+
+    let found = cli.json(&["search", "frost barrel", "-k", "3", "--filter", "category=water"]);
+    let hits = found["hits"].as_array().unwrap();
+    assert_eq!(hits.len(), 3);
+    for (position, hit) in hits.iter().enumerate() {
+        assert_eq!(hit["rank"], position + 1);
+        assert_eq!(hit["category"], "water");
+        for field in ["score", "id", "doc_id", "doc_path", "snippet"] {
+            assert!(!hit[field].is_null(), "{field}");
+        }
+    }
+    assert_eq!(found["generation"], first["index"]["generation"]);
+
+    let status = cli.json(&["status"]);
+    assert_eq!((&status["chunks"], &status["cached"]), (&30.into(), &30.into()));
+    assert_eq!(status["active"]["id"], first["index"]["generation"]);
+}
+
+#[test]
+fn records_keep_their_own_ids_and_fields() {
+    let place = Place::empty();
+    place.write("r.jsonl", "{\"key\": \"k-1\", \"body\": \"frost on the pump\", \"kind\": \"water\", \"year\": 2020}\n");
+    let cli = Cli(&place);
+    let fields = ["--id-field", "key", "--text-field", "body", "--category-field", "kind"];
+    let args: Vec<_> = ["sync", "docs"].into_iter().chain(fields).collect();
+    cli.json(&args);
+    let hit = cli.json(&["search", "frost"])["hits"][0].clone();
+    assert_eq!((&hit["doc_id"], &hit["category"], &hit["attributes"]["year"]), (&"k-1".into(), &"water".into(), &2020.into()));
+}
+
+#[test]
+fn exit_codes_say_what_kind_of_failure_it_was() {
+    let place = Place::with_records(1200);
+    let cli = Cli(&place);
+    let (code, stderr) = cli.code(&["search", "frost"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("there is no bank"), "{stderr}");
+    assert!(cli.run(&["sync", "docs"]).status.success());
+    assert_eq!(cli.code(&["search", ""]).0, Some(64));
+    assert_eq!(cli.code(&["search", "x", "--filter", "colour=red"]).0, Some(64));
+    assert_eq!(cli.code(&["no-such-command"]).0, Some(64));
+
+    // A gate that says no.
+    let before = cli.json(&["search", "frost", "-k", "5"]);
+    let ruined = ["index", "build", "--kind", "ivf-pq", "--sub-vectors", "1", "--bits", "4", "--partitions", "40", "--nprobes", "1", "--refine", "1"];
+    let (code, stderr) = cli.code(&ruined);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("recall@10 0."), "{stderr}");
+    assert_eq!(cli.json(&["search", "frost", "-k", "5"]), before);
+}
+
+#[test]
+fn strict_ingest_fails_on_what_it_had_to_skip() {
+    let place = Place::with_documents(2);
+    std::fs::write(place.docs().join("x.bin"), [0, 1]).unwrap();
+    let cli = Cli(&place);
+    assert_eq!(cli.code(&["ingest", "docs"]).0, Some(0));
+    let (code, stderr) = cli.code(&["ingest", "docs", "--strict"]);
+    assert_eq!(code, Some(1), "{stderr}");
+}
+
+#[test]
+fn embed_prints_one_json_line_a_text() {
+    let place = Place::empty();
+    let output = Cli(&place).run(&["embed", "one", "two words"]);
+    let lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["text"], "two words");
+    assert_eq!(lines[0]["vector"].as_array().unwrap().len(), 32);
+    assert_eq!((&lines[1]["truncated"], lines[1]["tokens"].is_u64()), (&false.into(), true));
+}
+
+#[test]
+fn flags_beat_environment_beats_file() {
+    let place = Place::with_documents(2);
+    std::fs::write(place.path().join("embank.toml"), "bank = \"from-file\"\nembedder = \"fake:8\"\n").unwrap();
+    let run = |env: Option<&str>, flag: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_embank"));
+        command.current_dir(place.path()).env_remove("EMBANK_BANK");
+        env.map(|dir| command.env("EMBANK_BANK", dir));
+        flag.map(|dir| command.args(["--bank", dir]));
+        assert!(command.args(["ingest", "docs"]).output().unwrap().status.success());
+    };
+    run(None, None);
+    run(Some("from-env"), None);
+    run(Some("from-env-2"), Some("from-flag"));
+    let is_bank = |dir: &str| place.path().join(dir).join("embank.json").exists();
+    assert_eq!(["from-file", "from-env", "from-env-2", "from-flag"].map(is_bank), [true, true, false, true]);
+}
+
+#[test]
+fn documents_prints_exactly_what_the_embedder_is_given() {
+    let place = Place::empty();
+    place.write("water/rain.md", "# Rain\n\nEmpty the barrel.");
+    let cli = Cli(&place);
+    cli.json(&["sync", "docs"]);
+    let output = cli.run(&["documents"]);
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = line["text"].as_str().unwrap();
+    assert_eq!(text, "Rain\n\nEmpty the barrel.");
+    assert_eq!(line["content_hash"], blake3::hash(text.as_bytes()).to_hex().as_str());
+}

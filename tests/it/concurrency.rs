@@ -1,0 +1,85 @@
+//! Several workers on one bank: both make progress, no row twice.
+
+use embank::{BackfillOptions, Bank, ChunkState, Error, IndexKind, IngestOptions};
+use std::sync::Arc;
+
+use crate::harness::{Place, build};
+
+/// A handle with its own connection, as another process would have.
+async fn another(place: &Place) -> Bank {
+    Bank::open(place.bank_dir(), Arc::new(place.fake.clone()), place.options()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn four_workers_make_every_row_ready_exactly_once() {
+    let place = Place::with_records(3000);
+    let bank = place.bank().await;
+    bank.ingest(&[place.docs()], IngestOptions::default()).await.unwrap();
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        let worker = another(&place).await;
+        workers.push(tokio::spawn(async move { worker.backfill(BackfillOptions::default()).await }));
+    }
+    let mut ready = 0;
+    for worker in workers {
+        ready += worker.await.unwrap().unwrap().ready;
+    }
+    // A worker that found everything claimed has gone home early; what is left over is nobody's.
+    ready += bank.backfill(BackfillOptions::default()).await.unwrap().ready;
+    let contents = bank.contents().await.unwrap();
+    assert_eq!((ready, contents.embeddings.len(), contents.status.len()), (3000, 3000, 3000));
+    assert!(contents.status.iter().all(|row| row.1 == ChunkState::Ready));
+    let mut ids: Vec<_> = contents.embeddings.iter().map(|row| &row.0).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), 3000, "no vector twice");
+    assert_eq!(place.fake.texts_embedded(), 3000, "no text embedded twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_ingests_of_one_folder_store_each_document_once() {
+    let place = Place::with_documents(60);
+    let first = place.bank().await;
+    let second = another(&place).await;
+    let docs = place.docs();
+    let (one, two) = (docs.clone(), docs.join("water"));
+    let (a, b) = tokio::join!(
+        tokio::spawn(async move { first.ingest(&[one], IngestOptions::default()).await }),
+        tokio::spawn(async move { second.ingest(&[two], IngestOptions::default()).await }),
+    );
+    a.unwrap().unwrap();
+    b.unwrap().unwrap();
+    let bank = another(&place).await;
+    bank.backfill(BackfillOptions::default()).await.unwrap();
+    let contents = bank.contents().await.unwrap();
+    let mut ids: Vec<_> = contents.documents.iter().map(|row| &row.id).collect();
+    ids.dedup();
+    assert_eq!((ids.len(), contents.documents.len(), contents.embeddings.len()), (60, 60, 60));
+}
+
+#[tokio::test]
+async fn maintenance_excludes_maintenance_until_it_is_given_back() {
+    let place = Place::with_documents(30);
+    let bank = place.filled().await;
+    let built = bank.build_index(Default::default()).await.unwrap();
+    let refused = another(&place).await.build_index(Default::default()).await;
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    let validated = bank.validate(built, Default::default()).await.unwrap();
+    bank.activate(validated).await.unwrap();
+    build(&another(&place).await, IndexKind::Flat).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_generation_whose_builder_died_is_failed_and_removed_by_the_next_build() {
+    let place = Place::with_documents(30);
+    let bank = place.filled().await;
+    let built = bank.build_index(Default::default()).await.unwrap();
+    let lost = built.id().clone();
+    // As if the process had ended here: the lease runs out, the generation is not finished.
+    std::mem::forget(built);
+    place.clock.advance(std::time::Duration::from_secs(61));
+    build(&bank, IndexKind::Flat).await.unwrap();
+    let generations = bank.generations().await.unwrap();
+    let lost = generations.iter().find(|generation| generation.id == lost).unwrap();
+    assert_eq!(lost.state, embank::GenerationState::Failed);
+    assert_eq!(lost.error.as_deref(), Some("interrupted while validating"));
+}

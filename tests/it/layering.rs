@@ -1,0 +1,105 @@
+//! Who may know whom: the architecture's rules, read off the source.
+
+use std::path::{Path, PathBuf};
+
+/// Every Rust file below a folder of the crate with its text.
+fn sources(folder: &str) -> Vec<(String, String)> {
+    fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    collect(&root.join(folder), &mut found);
+    assert!(!found.is_empty(), "{folder} has no sources");
+    let name = |path: &Path| path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
+    found.into_iter().map(|path| (name(&path), std::fs::read_to_string(&path).unwrap())).collect()
+}
+
+/// Code lines, without comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim_start).filter(|line| !line.starts_with("//"))
+}
+
+/// Whether a line names a crate or module: `burn::`, `use burn;`, but not `burning` or `embed::burn`.
+fn names(line: &str, module: &str) -> bool {
+    line.match_indices(module).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = &line[at + module.len()..];
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') && after.starts_with("::")
+    })
+}
+
+fn assert_named_only_in(module: &str, allowed: &str) {
+    for (file, text) in sources("src") {
+        if !file.starts_with(allowed) {
+            let offender = code(&text).find(|line| names(line, module));
+            assert_eq!(offender, None, "{file} names {module}, which only {allowed} may");
+        }
+    }
+}
+
+#[test]
+fn only_the_store_names_the_storage_engine() {
+    for module in ["lance", "lancedb", "lance_index", "lance_linalg", "lance_table", "lance_file", "lance_core", "arrow_array", "arrow_schema"] {
+        assert_named_only_in(module, "src/store/");
+    }
+}
+
+#[test]
+fn only_the_local_embedder_names_burn() {
+    assert_named_only_in("burn", "src/embed/local/");
+    assert_named_only_in("tokenizers", "src/embed/local/");
+}
+
+#[test]
+fn stages_do_not_import_one_another_and_layers_do_not_look_up() {
+    let stages = ["ingest", "backfill", "index", "search"];
+    let above = ["engine", "schedule", "evaluate"];
+    for stage in stages {
+        let strangers = stages.iter().filter(|other| **other != stage).chain(&above);
+        assert_free_of(stage, strangers);
+    }
+    for layer in ["store", "embed"] {
+        let other = if layer == "store" { "embed" } else { "store" };
+        assert_free_of(layer, stages.iter().chain(&above).chain([&other]));
+    }
+}
+
+fn assert_free_of<'a>(folder: &str, modules: impl Iterator<Item = &'a &'a str>) {
+    let files = sources(&format!("src/{folder}"));
+    for module in modules {
+        for (file, text) in &files {
+            let path = format!("crate::{module}");
+            let offender = code(text).find(|line| line.contains(&format!("{path}::")) || line.contains(&format!("{path};")));
+            assert_eq!(offender, None, "{file} imports {module}");
+        }
+    }
+}
+
+#[test]
+fn sql_is_made_in_one_file() {
+    for (file, text) in sources("src") {
+        if file != "src/store/filter.rs" {
+            let sql = code(&text).find(|line| [" IN (", " AND ", "SELECT ", " OR "].iter().any(|sql| line.contains(sql)));
+            // The filter's own tests of injection are values.
+            let in_tests = text.find("#[cfg(test)]").is_some_and(|at| sql.is_some_and(|line| text[at..].contains(line)));
+            assert!(sql.is_none() || in_tests, "{file} makes SQL: {sql:?}");
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for folder in ["src", "tests", "examples"] {
+        for (file, text) in sources(folder) {
+            assert!(text.starts_with("//! "), "{file} has no module documentation");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Scenarios against the public API and the real binary. One test binary: each further one links the storage engine again.
+
+mod bad_input;
+mod backfill;
+mod cli;
+mod concurrency;
+mod embed_local;
+mod examples;
+mod harness;
+mod index_lifecycle;
+mod ingest;
+mod kill;
+mod layering;
+mod search;
