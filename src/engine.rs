@@ -12,10 +12,10 @@ use futures::stream::BoxStream;
 use serde::Serialize;
 
 use crate::backfill::{Backfill, BackfillOptions, BackfillReport};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, ContentHash, EmbedderId, GenerationId};
+use crate::id::{EmbedderId, GenerationId};
 use crate::index::{Activation, BuildOptions, Built, GarbageReport, Generation, Indexing, ValidateOptions, Validated};
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
 use crate::progress::{Cancel, Listener};
@@ -25,7 +25,7 @@ use crate::store::{
 };
 
 /// A future whose body is compiled once, in this library, instead of in every program that awaits it.
-type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// How to open a bank.
 #[derive(Clone, Debug, Default)]
@@ -43,10 +43,10 @@ pub struct BankOptions {
 /// An open bank, seen through one embedder.
 #[derive(Clone)]
 pub struct Bank {
-    store: Store,
+    pub(crate) store: Store,
     embedder: Arc<dyn Embedder>,
-    embedder_id: EmbedderId,
-    embeddings: Embeddings,
+    pub(crate) embedder_id: EmbedderId,
+    pub(crate) embeddings: Embeddings,
     cache: EmbeddingCache,
     listener: Listener,
     cancel: Cancel,
@@ -83,17 +83,6 @@ pub struct EmbedderStatus {
     /// Its chunks by state.
     #[serde(flatten)]
     pub counts: StatusCounts,
-}
-
-/// Everything that a bank holds for one embedder, sorted by id; for comparing two banks.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BankContents {
-    /// Documents, by chunk id, without the moment of writing.
-    pub documents: Vec<DocumentRow>,
-    /// Chunk, state, and failed attempts.
-    pub status: Vec<(ChunkId, crate::status::ChunkState, u32)>,
-    /// Chunk, content and vector.
-    pub embeddings: Vec<(ChunkId, ContentHash, Vec<f32>)>,
 }
 
 impl Bank {
@@ -321,28 +310,6 @@ impl Bank {
         boxed(async move { self.store.runs.list().await }).await
     }
 
-    /// Everything the bank holds for this embedder, in memory. For tests and for comparing small banks.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn contents(&self) -> Result<BankContents> {
-        boxed(async move {
-            use futures::TryStreamExt;
-            self.store.refresh().await?;
-            self.embeddings.refresh().await?;
-            let mut documents: Vec<DocumentRow> = self.store.documents.rows().await?.try_concat().await?;
-            documents.iter_mut().for_each(|row| row.ingested_at = Timestamp(0));
-            documents.sort_by(|a, b| a.id.cmp(&b.id));
-            let rows = self.store.status.all(&self.embedder_id).await?;
-            let mut status: Vec<_> = rows.into_iter().map(|row| (row.id, row.state, row.attempts)).collect();
-            status.sort();
-            let mut embeddings = self.embeddings.rows().await?;
-            embeddings.sort_by(|a, b| a.0.cmp(&b.0));
-            Ok(BankContents { documents, status, embeddings })
-        })
-        .await
-    }
-
     /// What the policy of [`crate::schedule`] decides by.
     pub(crate) async fn index_statistics(&self) -> Result<crate::schedule::IndexStatistics> {
         self.embeddings.refresh().await?;
@@ -420,6 +387,6 @@ impl Bank {
     }
 }
 
-fn boxed<'a, T>(future: impl Future<Output = Result<T>> + Send + 'a) -> Pending<'a, T> {
+pub(crate) fn boxed<'a, T>(future: impl Future<Output = Result<T>> + Send + 'a) -> Pending<'a, T> {
     Box::pin(future)
 }

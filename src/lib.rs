@@ -44,6 +44,7 @@
 
 mod backfill;
 mod clock;
+mod contents;
 pub mod embed;
 mod engine;
 mod error;
@@ -61,7 +62,8 @@ mod store;
 
 pub use backfill::{BackfillOptions, BackfillReport, ChunkFailure, ReconcileReport, RetryErrors};
 pub use clock::{Clock, Timestamp};
-pub use engine::{Bank, BankContents, BankOptions, BankStatus, EmbedderStatus};
+pub use contents::{BankContents, BankDigest, TableDigest};
+pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus};
 pub use error::{BoxError, Error, Result};
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{

@@ -194,7 +194,7 @@ fn unit_vector(sums: &[i32], words: i32) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::check_vector;
+    use super::super::{LocalEmbedder, LocalOptions, check_vector};
     use super::*;
 
     fn vector(text: &str) -> Vec<f32> {
@@ -255,11 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn identities_differ_by_dimension_and_from_a_real_model() {
+    fn a_fake_is_never_taken_for_another_dimension_or_for_a_real_model_of_the_same_name() {
         let identity = FakeEmbedder::new(384).identity;
-        assert_ne!(identity.id(), FakeEmbedder::new(383).identity.id());
-        let renamed = EmbedderIdentity { name: "all-minilm-l6-v2".into(), ..identity.clone() };
         assert!(identity.id().as_str().starts_with("fake-384-"));
-        assert_eq!(renamed.weights, "fake-v1");
+        assert_ne!(identity.id(), FakeEmbedder::new(383).identity.id());
+        let real = LocalEmbedder::open(LocalOptions::new("all-minilm-l6-v2", "models")).unwrap();
+        let disguised = EmbedderIdentity { name: real.identity().name.clone(), ..identity };
+        assert_ne!(disguised.id(), real.identity().id());
     }
 }

@@ -374,6 +374,10 @@ impl DocumentSink for FileSink<'_> {
 
     fn skip(&mut self, skipped: Skipped) -> Result<()> {
         self.open = None;
+        if skipped.line.is_none() && self.path.format.holds_records() {
+            // The table as a whole was not understood, as with a wrong field name: that says nothing about its records.
+            self.planner.known.spare(&self.source);
+        }
         self.planner.skipped(skipped);
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::{Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use futures::stream::BoxStream;
 
 use super::filter::Filter;
@@ -245,9 +245,15 @@ impl ChunkStatus {
         self.read(Filter::All(vec![of(embedder), in_state(ChunkState::Error)]), Some(limit)).await
     }
 
-    /// All rows of an embedder, unordered; for comparing banks.
-    pub(crate) async fn all(&self, embedder: &EmbedderId) -> Result<Vec<StatusRow>> {
-        self.read(of(embedder), None).await
+    /// All rows of an embedder, streamed in storage order.
+    pub(crate) async fn rows(&self, embedder: &EmbedderId) -> Result<BoxStream<'static, Result<Vec<StatusRow>>>> {
+        let name = self.0.name().to_owned();
+        let batches = self.0.scan(Scan::columns(&ALL).filter(of(embedder))).await?;
+        let decoded = batches.and_then(move |batch| {
+            let rows = decode(&name, &batch);
+            async move { rows }
+        });
+        Ok(decoded.boxed())
     }
 
     /// Owners of running leases whose process is known to have ended: nobody has to wait for those to expire.

@@ -31,6 +31,9 @@ pub(crate) struct EmbeddingRow {
     pub(crate) vector: Arc<[f32]>,
 }
 
+/// A chunk, its content, and its vector.
+pub(crate) type StoredVector = (ChunkId, ContentHash, Vec<f32>);
+
 /// Vectors of consecutive rows.
 #[derive(Clone, Debug)]
 pub(crate) struct VectorBatch {
@@ -136,18 +139,16 @@ impl Embeddings {
         Ok(row_ids.values().iter().enumerate().map(|(at, row)| (*row, ChunkId::from_stored(ids.value(at)))).collect())
     }
 
-    /// Chunk id, content hash and vector of every row; for comparing banks and for exports.
-    pub(crate) async fn rows(&self) -> Result<Vec<(ChunkId, ContentHash, Vec<f32>)>> {
-        let mut found = Vec::new();
-        for batch in self.table.scan_all(Scan::columns(&["id", "content_hash", schema::VECTOR])).await? {
-            let rows = Rows::new(self.table.name(), &batch);
-            let [ids, hashes] = [rows.texts("id")?, rows.texts("content_hash")?];
-            for (row, vector) in rows.vectors(schema::VECTOR)?.chunks_exact(self.dimension).enumerate() {
-                let hash = hash_at(&rows, hashes, row)?;
-                found.push((ChunkId::from_stored(ids.value(row)), hash, vector.to_vec()));
-            }
-        }
-        Ok(found)
+    /// Chunk id, content hash and vector of every row, streamed in storage order.
+    pub(crate) async fn rows(&self) -> Result<BoxStream<'static, Result<Vec<StoredVector>>>> {
+        let columns = ["id", "content_hash", schema::VECTOR];
+        let (name, dimension) = (self.table.name().to_owned(), self.dimension);
+        let batches = self.table.scan(Scan::columns(&columns)).await?;
+        let decoded = batches.and_then(move |batch| {
+            let rows = decode_rows(&name, &batch, dimension);
+            async move { rows }
+        });
+        Ok(decoded.boxed())
     }
 
     async fn take(&self, snapshot: &Snapshot, row_ids: &[u64], columns: &[&str]) -> Result<RecordBatch> {
@@ -205,6 +206,17 @@ impl EmbeddingCache {
     pub(crate) async fn count(&self) -> Result<u64> {
         self.table.count(None).await
     }
+}
+
+fn decode_rows(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec<StoredVector>> {
+    let rows = Rows::new(table, batch);
+    let (ids, hashes) = (rows.texts("id")?, rows.texts("content_hash")?);
+    let vectors = rows.vectors(schema::VECTOR)?.chunks_exact(dimension).enumerate();
+    vectors
+        .map(|(row, vector)| {
+            Ok((ChunkId::from_stored(ids.value(row)), hash_at(&rows, hashes, row)?, vector.to_vec()))
+        })
+        .collect()
 }
 
 fn decode_vectors(table: &str, batch: &RecordBatch) -> Result<VectorBatch> {

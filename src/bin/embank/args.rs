@@ -83,6 +83,8 @@ pub enum Command {
     Status,
     /// Print every chunk as a JSON line
     Documents,
+    /// Print a digest of documents, states and vectors: equal for banks with equal contents
+    Digest,
     /// List chunks that could not be embedded
     Errors(ErrorsArgs),
     /// List what earlier runs did

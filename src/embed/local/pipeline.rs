@@ -292,6 +292,17 @@ mod tests {
     }
 
     #[test]
+    fn waiting_ends_with_the_idle_time_only_while_a_model_is_loaded() {
+        let (sender, ready) = sync_channel(1);
+        assert!(matches!(next_work(&ready, Wait::UntilIdle, Duration::ZERO), Next::Idle));
+        sender.send(work(&[1]).0).unwrap();
+        assert!(matches!(next_work(&ready, Wait::UntilIdle, Duration::ZERO), Next::Work(_)));
+        drop(sender);
+        assert!(matches!(next_work(&ready, Wait::UntilIdle, Duration::ZERO), Next::Closed));
+        assert!(matches!(next_work(&ready, Wait::Forever, Duration::ZERO), Next::Closed));
+    }
+
+    #[test]
     fn a_failed_load_answers_the_work_in_hand_and_is_tried_again() {
         let engine = Counting { failing_loads: 1, ..Counting::default() };
         let ((first, mut refused), (second, mut answered)) = (work(&[1]), work(&[2]));

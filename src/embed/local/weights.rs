@@ -124,7 +124,7 @@ impl Reader<'_> {
             return Err(("does not hold floating point numbers".to_owned(), None));
         }
         let data = bridge::to_data(tensor).map_err(|e| unreadable(e.into()))?;
-        data.try_to_vec_as().map_err(|e| unreadable(e.into()))
+        data.try_into_vec_as().map_err(|e| unreadable(e.into()))
     }
 }
 
@@ -133,9 +133,21 @@ fn by(shape: &[usize]) -> String {
     shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
 }
 
-/// `[n, columns]` → `[columns, n]`
+/// `[n, columns]` → `[columns, n]`; `columns` is positive, as all sizes in a [`BertConfig`] are.
+///
+/// Copied rather than viewed: with a transposed view a single short text takes twice as long (8.8 against 4.5 ms).
 fn transposed(rows: &[f32], columns: usize) -> Vec<f32> {
-    (0..columns).flat_map(|column| rows.iter().skip(column).step_by(columns).copied()).collect()
+    // 16 numbers of 4 bytes fill a cache line of the result before it is left.
+    const BLOCK: usize = 16;
+    let height = rows.len() / columns;
+    let mut result = vec![0.0; rows.len()];
+    for (i, block) in rows.chunks(BLOCK * columns).enumerate() {
+        for (from, column) in result.chunks_exact_mut(height).enumerate() {
+            let numbers = block.iter().skip(from).step_by(columns);
+            column.iter_mut().skip(i * BLOCK).zip(numbers).for_each(|(to, x)| *to = *x);
+        }
+    }
+    result
 }
 
 #[cfg(test)]
@@ -211,5 +223,12 @@ mod tests {
     #[test]
     fn transposing_moves_rows_to_columns() {
         assert_eq!(transposed(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        // More rows than are moved at once.
+        let (rows, columns) = (37, 5);
+        let numbers: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+        let moved = transposed(&numbers, columns);
+        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+            assert_eq!(moved[column * rows + row], numbers[row * columns + column]);
+        }
     }
 }

@@ -149,6 +149,20 @@ fn error_value(row: &StatusRow) -> Value {
     })
 }
 
+pub async fn digest(session: &Session) -> anyhow::Result<Exit> {
+    let digest = session.open().await?.digest().await?;
+    if session.output().is_json() {
+        session.output().json(&digest)?;
+        return Ok(Exit::Done);
+    }
+    for (name, table) in
+        [("documents", &digest.documents), ("status", &digest.status), ("embeddings", &digest.embeddings)]
+    {
+        session.output().line(&format!("{} {:>9} rows  {name}", table.digest, table.rows))?;
+    }
+    Ok(Exit::Done)
+}
+
 pub async fn runs(session: &Session, args: RunsArgs) -> anyhow::Result<Exit> {
     let mut runs = session.open().await?.runs().await?;
     if let Some(limit) = args.limit {

@@ -27,6 +27,7 @@ pub async fn run(session: &Session, command: Command) -> anyhow::Result<Exit> {
         Command::Embed(args) => embed::run(session, args).await,
         Command::Status => inspect::status(session).await,
         Command::Documents => inspect::documents(session).await,
+        Command::Digest => inspect::digest(session).await,
         Command::Errors(args) => inspect::errors(session, args).await,
         Command::Runs(args) => inspect::runs(session, args).await,
         Command::Model(command) => model::run(session, command).await,
