@@ -19,7 +19,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::write(path, text)?;
     }
     let embedder = FakeEmbedder::new(64);
-    let bank = Bank::open_or_create(dir.path().join("bank"), Arc::new(embedder.clone()), BankOptions::default()).await?;
+    let bank =
+        Bank::open_or_create(dir.path().join("bank"), Arc::new(embedder.clone()), BankOptions::default()).await?;
     bank.sync(&[&notes], SyncOptions::default()).await?;
 
     let all = bank.search("before frost", &SearchOptions::default()).await?;

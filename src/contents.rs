@@ -6,8 +6,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use crate::clock::Timestamp;
-use crate::engine::{Bank, boxed};
-use crate::error::Result;
+use crate::engine::{Bank, Pending};
 use crate::id::{ChunkId, ContentHash, hex};
 use crate::status::ChunkState;
 use crate::store::DocumentRow;
@@ -74,8 +73,8 @@ impl Bank {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn digest(&self) -> Result<BankDigest> {
-        boxed(async move {
+    pub fn digest(&self) -> Pending<'_, BankDigest> {
+        Box::pin(async move {
             self.store.refresh().await?;
             self.embeddings.refresh().await?;
             let [mut documents, mut status, mut embeddings] = [Sum::default(), Sum::default(), Sum::default()];
@@ -99,21 +98,16 @@ impl Bank {
                     embeddings.add(&[id.as_str().as_bytes(), hash.as_bytes(), &bytes]);
                 }
             }
-            Ok(BankDigest {
-                documents: documents.finish(),
-                status: status.finish(),
-                embeddings: embeddings.finish(),
-            })
+            Ok(BankDigest { documents: documents.finish(), status: status.finish(), embeddings: embeddings.finish() })
         })
-        .await
     }
 
     /// Everything the bank holds for this embedder, in memory. For small banks.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn contents(&self) -> Result<BankContents> {
-        boxed(async move {
+    pub fn contents(&self) -> Pending<'_, BankContents> {
+        Box::pin(async move {
             self.store.refresh().await?;
             self.embeddings.refresh().await?;
             let mut documents: Vec<DocumentRow> = self.store.documents.rows().await?.try_concat().await?;
@@ -126,6 +120,5 @@ impl Bank {
             embeddings.sort_by(|a, b| a.0.cmp(&b.0));
             Ok(BankContents { documents, status, embeddings })
         })
-        .await
     }
 }

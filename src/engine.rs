@@ -24,8 +24,11 @@ use crate::store::{
     DocumentRow, EmbeddingCache, Embeddings, RunRow, StatusCounts, StatusRow, Store, StoreOptions, TableSize,
 };
 
-/// A future whose body is compiled once, in this library, instead of in every program that awaits it.
-pub(crate) type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+/// What a method of [`Bank`] returns: a future, to be awaited.
+///
+/// Boxed in a plain function, because the body of an `async fn` is compiled in every program that awaits it, and the bodies
+/// here reach down to the query engine.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// How to open a bank.
 #[derive(Clone, Debug, Default)]
@@ -90,30 +93,34 @@ impl Bank {
     ///
     /// # Errors
     /// [`Error::NoBank`], [`Error::NotABank`] and [`Error::NewerFormat`] leave the directory untouched.
-    pub async fn open(root: impl AsRef<Path>, embedder: Arc<dyn Embedder>, options: BankOptions) -> Result<Self> {
-        let root = root.as_ref().to_owned();
-        boxed(async move {
-            let store = Store::open(&root, options.store, options.clock.clone()).await?;
-            Self::with_store(store, embedder, options).await
-        })
-        .await
+    pub fn open(root: impl AsRef<Path>, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
+        Self::open_path(root.as_ref().to_owned(), embedder, options)
     }
 
     /// Opens the bank in `root`, or makes one there if the directory is empty or missing.
     ///
     /// # Errors
     /// As [`Bank::open`], but for [`Error::NoBank`].
-    pub async fn open_or_create(
+    pub fn open_or_create(
         root: impl AsRef<Path>,
         embedder: Arc<dyn Embedder>,
         options: BankOptions,
-    ) -> Result<Self> {
-        let root = root.as_ref().to_owned();
-        boxed(async move {
+    ) -> Pending<'static, Self> {
+        Self::open_or_create_path(root.as_ref().to_owned(), embedder, options)
+    }
+
+    fn open_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
+        Box::pin(async move {
+            let store = Store::open(&root, options.store, options.clock.clone()).await?;
+            Self::with_store(store, embedder, options).await
+        })
+    }
+
+    fn open_or_create_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
+        Box::pin(async move {
             let store = Store::open_or_create(&root, options.store, options.clock.clone()).await?;
             Self::with_store(store, embedder, options).await
         })
-        .await
     }
 
     async fn with_store(store: Store, embedder: Arc<dyn Embedder>, options: BankOptions) -> Result<Self> {
@@ -144,9 +151,12 @@ impl Bank {
     ///
     /// # Errors
     /// [`Error::Io`] if a source does not exist. A bad file is a row of the report.
-    pub async fn ingest<P: AsRef<Path>>(&self, sources: &[P], options: IngestOptions) -> Result<IngestReport> {
-        let sources: Vec<PathBuf> = sources.iter().map(|source| source.as_ref().to_owned()).collect();
-        boxed(async move {
+    pub fn ingest<P: AsRef<Path>>(&self, sources: &[P], options: IngestOptions) -> Pending<'_, IngestReport> {
+        self.ingest_paths(owned_paths(sources), options)
+    }
+
+    pub(crate) fn ingest_paths(&self, sources: Vec<PathBuf>, options: IngestOptions) -> Pending<'_, IngestReport> {
+        Box::pin(async move {
             let ingest = Ingest {
                 store: self.store.clone(),
                 embedder_id: self.embedder_id.clone(),
@@ -154,17 +164,16 @@ impl Bank {
                 listener: self.listener.clone(),
                 cancel: self.cancel.clone(),
             };
-            self.recorded("ingest", ingest.run(&sources, options)).await
+            self.recorded("ingest", ingest.run(&sources, options), IngestReport::is_idle).await
         })
-        .await
     }
 
     /// Embeds what is missing.
     ///
     /// # Errors
     /// Those of the store, and of an embedder that cannot work at all. A text that cannot be embedded is a row of the report.
-    pub async fn backfill(&self, options: BackfillOptions) -> Result<BackfillReport> {
-        boxed(async move {
+    pub fn backfill(&self, options: BackfillOptions) -> Pending<'_, BackfillReport> {
+        Box::pin(async move {
             let backfill = Backfill {
                 store: self.store.clone(),
                 embedder: self.embedder.clone(),
@@ -174,93 +183,99 @@ impl Bank {
                 listener: self.listener.clone(),
                 cancel: self.cancel.clone(),
             };
-            self.recorded("backfill", backfill.run(options)).await
+            self.recorded("backfill", backfill.run(options), BackfillReport::is_idle).await
         })
-        .await
     }
 
     /// Builds the next index generation. It serves nothing before it is validated and activated.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::CannotBuild`], [`Error::Cancelled`].
-    pub async fn build_index(&self, options: BuildOptions) -> Result<Built> {
-        boxed(async move { self.indexing().build(options).await }).await
+    pub fn build_index(&self, options: BuildOptions) -> Pending<'_, Built> {
+        Box::pin(async move { self.indexing().build(options).await })
     }
 
     /// Measures the recall of a built generation and lets it pass, or not.
     ///
     /// # Errors
     /// [`Error::RecallTooLow`]: the active generation stays what it was.
-    pub async fn validate(&self, built: Built, options: ValidateOptions) -> Result<Validated> {
-        boxed(async move { self.indexing().validate(built, &options).await }).await
+    pub fn validate(&self, built: Built, options: ValidateOptions) -> Pending<'_, Validated> {
+        Box::pin(async move { self.indexing().validate(built, &options).await })
     }
 
     /// Moves the pointer that search follows to a validated generation.
     ///
     /// # Errors
     /// [`Error::PointerMoved`] if another process was faster.
-    pub async fn activate(&self, validated: Validated) -> Result<Activation> {
-        boxed(async move { self.indexing().activate(validated).await }).await
+    pub fn activate(&self, validated: Validated) -> Pending<'_, Activation> {
+        Box::pin(async move { self.indexing().activate(validated).await })
+    }
+
+    /// Leaves a validated generation ready, for [`Bank::activate_generation`] later.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn set_aside(&self, validated: Validated) -> Pending<'_, GenerationId> {
+        Box::pin(async move { self.indexing().set_aside(validated).await })
     }
 
     /// Moves the pointer to a generation that passed validation earlier.
     ///
     /// # Errors
     /// [`Error::WrongState`] for one that never passed.
-    pub async fn activate_generation(&self, id: &GenerationId) -> Result<Activation> {
-        boxed(async move { self.indexing().activate_stored(id).await }).await
+    pub fn activate_generation<'a>(&'a self, id: &'a GenerationId) -> Pending<'a, Activation> {
+        Box::pin(async move { self.indexing().activate_stored(id).await })
     }
 
     /// Returns to the generation that was active before.
     ///
     /// # Errors
     /// [`Error::WrongState`] if there is none.
-    pub async fn rollback(&self) -> Result<Activation> {
-        boxed(async move { self.indexing().rollback().await }).await
+    pub fn rollback(&self) -> Pending<'_, Activation> {
+        Box::pin(async move { self.indexing().rollback().await })
     }
 
     /// All generations of this embedder, oldest first.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn generations(&self) -> Result<Vec<Generation>> {
-        boxed(async move { self.indexing().list().await }).await
+    pub fn generations(&self) -> Pending<'_, Vec<Generation>> {
+        Box::pin(async move { self.indexing().list().await })
     }
 
     /// Removes failed and long retired generations, and old versions of the tables.
     ///
     /// # Errors
     /// [`Error::Busy`].
-    pub async fn collect_garbage(&self) -> Result<GarbageReport> {
-        boxed(async move { self.indexing().collect_garbage().await }).await
+    pub fn collect_garbage(&self) -> Pending<'_, GarbageReport> {
+        Box::pin(async move { self.indexing().collect_garbage().await })
     }
 
     /// Answers a question.
     ///
     /// # Errors
     /// [`Error::InvalidQuery`] before anything is read; [`Error::NoActiveGeneration`].
-    pub async fn search(&self, query: &str, options: &SearchOptions) -> Result<SearchResult> {
-        boxed(async move {
+    pub fn search<'a>(&'a self, query: &'a str, options: &'a SearchOptions) -> Pending<'a, SearchResult> {
+        Box::pin(async move {
             crate::search::check(query, options)?;
             self.searching().await?.text(query, options).await
         })
-        .await
     }
 
     /// Finds the nearest chunks to a vector of this embedder.
     ///
     /// # Errors
     /// As [`Bank::search`].
-    pub async fn search_vector(&self, query: &[f32], options: &SearchOptions) -> Result<SearchResult> {
-        boxed(async move { self.searching().await?.vector(query, options).await }).await
+    pub fn search_vector<'a>(&'a self, query: &'a [f32], options: &'a SearchOptions) -> Pending<'a, SearchResult> {
+        Box::pin(async move { self.searching().await?.vector(query, options).await })
     }
 
     /// Counts, sizes, and what is active.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn status(&self) -> Result<BankStatus> {
-        boxed(async move {
+    pub fn status(&self) -> Pending<'_, BankStatus> {
+        Box::pin(async move {
             self.store.refresh().await?;
             self.embeddings.refresh().await?;
             let active = self.indexing().active().await?;
@@ -279,35 +294,33 @@ impl Bank {
                 tables,
             })
         })
-        .await
     }
 
     /// Failed chunks, at most `limit`.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn errors(&self, limit: usize) -> Result<Vec<StatusRow>> {
-        boxed(async move { self.store.status.errors(&self.embedder_id, limit).await }).await
+    pub fn errors(&self, limit: usize) -> Pending<'_, Vec<StatusRow>> {
+        Box::pin(async move { self.store.status.errors(&self.embedder_id, limit).await })
     }
 
     /// All chunks in storage order, streamed.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn documents(&self) -> Result<BoxStream<'static, Result<Vec<DocumentRow>>>> {
-        boxed(async move {
+    pub fn documents(&self) -> Pending<'_, BoxStream<'static, Result<Vec<DocumentRow>>>> {
+        Box::pin(async move {
             self.store.refresh().await?;
             self.store.documents.rows().await
         })
-        .await
     }
 
     /// What earlier runs did, oldest first.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn runs(&self) -> Result<Vec<RunRow>> {
-        boxed(async move { self.store.runs.list().await }).await
+    pub fn runs(&self) -> Pending<'_, Vec<RunRow>> {
+        Box::pin(async move { self.store.runs.list().await })
     }
 
     /// What the policy of [`crate::schedule`] decides by.
@@ -334,19 +347,17 @@ impl Bank {
     }
 
     async fn searching(&self) -> Result<Search> {
-        let active = self.indexing().active().await?.ok_or_else(|| Error::NoActiveGeneration {
-            embedder: self.embedder.identity().name.clone(),
-        })?;
+        let active = self
+            .indexing()
+            .active()
+            .await?
+            .ok_or_else(|| Error::NoActiveGeneration { embedder: self.embedder.identity().name.clone() })?;
         self.store.documents_refresh().await?;
         Ok(Search {
             store: self.store.clone(),
             embedder: self.embedder.clone(),
             embeddings: self.embeddings.clone(),
-            index: ActiveIndex {
-                is_flat: active.spec.is_none(),
-                generation: active.id,
-                settings: active.settings,
-            },
+            index: ActiveIndex { is_flat: active.spec.is_none(), generation: active.id, settings: active.settings },
         })
     }
 
@@ -360,17 +371,17 @@ impl Bank {
         }
     }
 
-    /// Runs a step and leaves a row about it, if it did anything.
-    async fn recorded<T: Serialize + Default + PartialEq>(
+    /// Runs a step and leaves a row about it, unless it was idle: repeating a step changes nothing.
+    async fn recorded<T: Serialize>(
         &self,
         kind: &str,
         step: impl Future<Output = Result<T>>,
+        is_idle: fn(&T) -> bool,
     ) -> Result<T> {
         let started_at = self.store.clock().now();
         let result = step.await;
         let (outcome, report) = match &result {
-            // A run that found nothing to do leaves no trace: repeating it changes nothing.
-            Ok(report) if *report == T::default() => return result,
+            Ok(report) if is_idle(report) => return result,
             Ok(report) => ("done", serde_json::json!(report).to_string()),
             Err(error) => ("failed", serde_json::json!({ "error": error.to_string() }).to_string()),
         };
@@ -387,6 +398,6 @@ impl Bank {
     }
 }
 
-pub(crate) fn boxed<'a, T>(future: impl Future<Output = Result<T>> + Send + 'a) -> Pending<'a, T> {
-    Box::pin(future)
+pub(crate) fn owned_paths<P: AsRef<Path>>(paths: &[P]) -> Vec<PathBuf> {
+    paths.iter().map(|path| path.as_ref().to_owned()).collect()
 }

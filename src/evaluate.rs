@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use crate::engine::Bank;
+use crate::engine::{Bank, Pending};
 use crate::error::{Error, Result};
 use crate::search::{Grouping, SearchOptions};
 
@@ -56,7 +56,8 @@ impl Judgements {
     pub fn parse(queries: &str, qrels: &str) -> Result<Self> {
         let mut judgements = Self::default();
         for (number, line) in lines(queries) {
-            let (qid, text) = line.split_once('\t').ok_or_else(|| bad("queries", number, "expected `qid<TAB>question`"))?;
+            let (qid, text) =
+                line.split_once('\t').ok_or_else(|| bad("queries", number, "expected `qid<TAB>question`"))?;
             judgements.queries.insert(qid.trim().to_owned(), text.trim().to_owned());
         }
         for (number, line) in lines(qrels) {
@@ -76,7 +77,11 @@ impl Bank {
     ///
     /// # Errors
     /// Those of [`Bank::search`].
-    pub async fn evaluate(&self, judgements: &Judgements, k: usize) -> Result<Evaluation> {
+    pub fn evaluate<'a>(&'a self, judgements: &'a Judgements, k: usize) -> Pending<'a, Evaluation> {
+        Box::pin(self.evaluate_inner(judgements, k))
+    }
+
+    async fn evaluate_inner(&self, judgements: &Judgements, k: usize) -> Result<Evaluation> {
         let options = SearchOptions { k, grouping: Grouping::Documents, ..SearchOptions::default() };
         let mut per_query = Vec::new();
         let mut unjudged = 0;
@@ -88,12 +93,23 @@ impl Bank {
             };
             let found = self.search(text, &options).await?;
             let ranked: Vec<_> = found.hits.into_iter().map(|hit| hit.doc_path).collect();
-            per_query.push(QueryEvaluation { qid: qid.clone(), ndcg: ndcg(&ranked, grades, k), recall: recall(&ranked, grades, k) });
+            per_query.push(QueryEvaluation {
+                qid: qid.clone(),
+                ndcg: ndcg(&ranked, grades, k),
+                recall: recall(&ranked, grades, k),
+            });
         }
         let mean = |figure: fn(&QueryEvaluation) -> f64| {
             per_query.iter().map(figure).sum::<f64>() / per_query.len().max(1) as f64
         };
-        Ok(Evaluation { k, ndcg: mean(|q| q.ndcg), recall: mean(|q| q.recall), queries: per_query.len(), unjudged, per_query })
+        Ok(Evaluation {
+            k,
+            ndcg: mean(|q| q.ndcg),
+            recall: mean(|q| q.recall),
+            queries: per_query.len(),
+            unjudged,
+            per_query,
+        })
     }
 }
 
@@ -133,7 +149,8 @@ mod tests {
 
     #[test]
     fn figures_of_an_example_worked_by_hand() {
-        let grades = HashMap::from([("a".to_owned(), 3), ("b".to_owned(), 1), ("c".to_owned(), 2), ("d".to_owned(), 0)]);
+        let grades =
+            HashMap::from([("a".to_owned(), 3), ("b".to_owned(), 1), ("c".to_owned(), 2), ("d".to_owned(), 0)]);
         // Gains 0, 3, 1 at discounts 1, 1.585, 2; ideal 3, 2, 1.
         let got = ndcg(&ranked(&["x", "a", "b"]), &grades, 10);
         let want = (3.0 / 3f64.log2() + 1.0 / 2.0) / (3.0 + 2.0 / 3f64.log2() + 1.0 / 2.0);

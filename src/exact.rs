@@ -90,11 +90,24 @@ impl ExactSearch {
         // (built in `new`); strides describe exactly these row-major layouts, and the three buffers do not overlap.
         unsafe {
             gemm::gemm(
-                rows, queries, self.dimension,
-                self.products.as_mut_ptr(), 1, wide, false,
-                block.as_ptr(), 1, stride,
-                self.queries.as_ptr(), stride, 1,
-                0.0, 1.0, false, false, false,
+                rows,
+                queries,
+                self.dimension,
+                self.products.as_mut_ptr(),
+                1,
+                wide,
+                false,
+                block.as_ptr(),
+                1,
+                stride,
+                self.queries.as_ptr(),
+                stride,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
                 Parallelism::None,
             );
         }

@@ -63,12 +63,12 @@ mod store;
 pub use backfill::{BackfillOptions, BackfillReport, ChunkFailure, ReconcileReport, RetryErrors};
 pub use clock::{Clock, Timestamp};
 pub use contents::{BankContents, BankDigest, TableDigest};
-pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus};
+pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus, Pending};
 pub use error::{BoxError, Error, Result};
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{
-    Activation, BuildOptions, Built, FLAT_BELOW, GarbageReport, Generation, GenerationState, HNSW_UP_TO, IndexKind, RecallReport, SpecOverrides,
-    TriedSettings, ValidateOptions, Validated,
+    Activation, BuildOptions, Built, FLAT_BELOW, GarbageReport, Generation, GenerationState, HNSW_UP_TO, IndexKind,
+    RecallReport, SpecOverrides, TriedSettings, ValidateOptions, Validated,
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};

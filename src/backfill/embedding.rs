@@ -123,7 +123,9 @@ impl Backfill {
                     message: format!("the embedder gave {} answers for {} texts", answers.len(), texts.len()),
                 },
                 // Not a matter of a text: no other text would fare better.
-                Err(error @ (Error::ModelMissing { .. } | Error::ChecksumMismatch { .. } | Error::ModelFormat { .. })) => {
+                Err(
+                    error @ (Error::ModelMissing { .. } | Error::ChecksumMismatch { .. } | Error::ModelFormat { .. }),
+                ) => {
                     return Err(error);
                 }
                 Err(error) => TextFailure { kind: "embedder", message: error_chain(&error) },

@@ -72,6 +72,13 @@ pub struct BackfillReport {
     pub seconds: f64,
 }
 
+impl BackfillReport {
+    /// Whether nothing had to be written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ready + self.failed == 0 && self.reconciled == ReconcileReport::default()
+    }
+}
+
 /// One chunk that could not be embedded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ChunkFailure {
@@ -125,8 +132,7 @@ impl Backfill {
             }
             let began = std::time::Instant::now();
             let limit = size.rows().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let claimed =
-                self.store.status.claim(&self.embedder_id, &worker, clock.now(), LEASE, limit).await?;
+            let claimed = self.store.status.claim(&self.embedder_id, &worker, clock.now(), LEASE, limit).await?;
             if claimed.is_empty() {
                 // Nothing due, or others have just claimed it all.
                 break;

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
+use super::Indexing;
 use super::generation::GenerationState;
 use super::validate::Validated;
-use super::Indexing;
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
 
@@ -31,6 +31,12 @@ impl Indexing {
         let activation = self.point_at(&id).await?;
         lease.release().await?;
         Ok(activation)
+    }
+
+    /// Leaves a validated generation ready and gives the maintenance lease back.
+    pub(crate) async fn set_aside(&self, validated: Validated) -> Result<GenerationId> {
+        validated.lease.release().await?;
+        Ok(validated.id)
     }
 
     /// Makes a generation the active one that passed validation before: one that is ready or retired.

@@ -1,8 +1,8 @@
 //! Building generation N+1 under a new id, with the maintenance lease held from here to the end of validation.
 
+use super::Indexing;
 use super::generation::{GenerationState, Record};
 use super::rules::{IndexKind, SpecOverrides, spec_for};
-use super::Indexing;
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
 use crate::store::{IndexSpec, MaintenanceLease, QuerySettings, Snapshot};

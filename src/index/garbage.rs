@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::generation::GenerationState;
 use super::Indexing;
+use super::generation::GenerationState;
 use crate::error::Result;
 use crate::id::GenerationId;
 

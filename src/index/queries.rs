@@ -70,7 +70,11 @@ impl Indexing {
                 done += fed;
                 search
             })
-            .map_err(|e| crate::Error::Io { action: "search", path: self.store.root().into(), source: e.into() })?;
+            .map_err(|e| crate::Error::Io {
+                action: "search",
+                path: self.store.root().into(),
+                source: e.into(),
+            })?;
             self.listener.report(Progress::Advanced { stage: Stage::GroundTruth, done });
         }
         self.listener.report(Progress::Finished { stage: Stage::GroundTruth });

@@ -61,6 +61,8 @@ fn hnsw(set: &SpecOverrides) -> IndexSpec {
 
 /// √rows lists (the usual balance of list scan and centroid scan, as Faiss advises up to a million rows), one sub-vector for
 /// eight dimensions (measured recall@10 0.93 to 0.976 unrefined), codes of 8 bits where 256 rows can train them.
+///
+/// Below 256 rows an odd number of dimensions has no such index: codes of 4 bits come in pairs.
 fn ivf_pq(rows: u64, dimension: usize, set: &SpecOverrides) -> IndexSpec {
     let rows = usize::try_from(rows).unwrap_or(usize::MAX);
     IndexSpec::IvfPq {
@@ -86,9 +88,10 @@ mod tests {
     #[test]
     fn auto_moves_from_flat_to_graph_to_lists() {
         let kind = |rows| spec_for(IndexKind::Auto, rows, 384, &SpecOverrides::default()).map(|s| s.label());
-        assert_eq!([kind(0), kind(4_999), kind(5_000), kind(1_000_000), kind(1_000_001)], [
-            None, None, Some("hnsw"), Some("hnsw"), Some("ivf-pq")
-        ]);
+        assert_eq!(
+            [kind(0), kind(4_999), kind(5_000), kind(1_000_000), kind(1_000_001)],
+            [None, None, Some("hnsw"), Some("hnsw"), Some("ivf-pq")]
+        );
     }
 
     proptest! {

@@ -93,7 +93,8 @@ fn candidates(spec: &IndexSpec, fixed: &FixedSettings) -> Vec<QuerySettings> {
 
 /// A spread of list counts from 1 to all: by fours, so that a thousand lists make six steps.
 fn list_counts(partitions: usize) -> Vec<usize> {
-    let mut steps: Vec<_> = std::iter::successors(Some(1usize), |n| n.checked_mul(4)).take_while(|n| *n < partitions).collect();
+    let mut steps: Vec<_> =
+        std::iter::successors(Some(1usize), |n| n.checked_mul(4)).take_while(|n| *n < partitions).collect();
     steps.push(partitions);
     steps
 }

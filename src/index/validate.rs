@@ -1,11 +1,11 @@
 //! The gate: measure recall@k on held-out queries against exact search, and let only what reaches the threshold pass.
 
+use super::Indexing;
 use super::build::Built;
 use super::generation::{GenerationState, Record};
 use super::queries::ValidationQuery;
 use super::recall::{Measured, RecallReport, recall_of};
 use super::tune::FixedSettings;
-use super::Indexing;
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
 use crate::store::{MaintenanceLease, Snapshot};
@@ -101,11 +101,8 @@ impl Indexing {
         let (verdict, tried) = match record.spec {
             None => (self.measure_flat(snapshot, &queries.verdict).await?, Vec::new()),
             Some(spec) => {
-                let fixed = FixedSettings {
-                    nprobes: options.nprobes,
-                    ef: options.ef,
-                    refine_factor: options.refine_factor,
-                };
+                let fixed =
+                    FixedSettings { nprobes: options.nprobes, ef: options.ef, refine_factor: options.refine_factor };
                 self.embeddings.prewarm(snapshot, id).await?;
                 let tuned = self.tune(id, snapshot, &spec, &queries.tuning, options.min_recall, &fixed).await?;
                 record.settings = tuned.0;
@@ -121,7 +118,8 @@ impl Indexing {
             queries: verdict.recalls.len(),
             tuning_queries: if record.spec.is_some() { queries.tuning.len() } else { 0 },
             query_source: "stored vectors moved to cosine 0.96, themselves excluded".to_owned(),
-            ground_truth: if record.spec.is_some() { "exact search" } else { "the storage engine's own scan" }.to_owned(),
+            ground_truth: if record.spec.is_some() { "exact search" } else { "the storage engine's own scan" }
+                .to_owned(),
             p50_ms: verdict.percentile_ms(50),
             p95_ms: verdict.percentile_ms(95),
             tried,

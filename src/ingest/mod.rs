@@ -80,6 +80,13 @@ pub struct IngestReport {
     pub seconds: f64,
 }
 
+impl IngestReport {
+    /// Whether nothing had to be written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.added + self.changed + self.removed + self.chunks_added + self.chunks_removed == 0
+    }
+}
+
 /// The stage, ready to run.
 pub(crate) struct Ingest {
     pub(crate) store: Store,

@@ -146,7 +146,8 @@ impl Planner {
 
     /// Chunks of a large file, `None` if it was skipped.
     fn count_chunks(&mut self, file: &FoundFile, fields: &RecordFields) -> Result<Option<usize>> {
-        let mut count = Count { chunker: &self.chunker, chunks: None, buffer: Vec::new(), total: 0, skipped: Vec::new() };
+        let mut count =
+            Count { chunker: &self.chunker, chunks: None, buffer: Vec::new(), total: 0, skipped: Vec::new() };
         extract(file, fields, &mut count)?;
         let (ended, total, skipped) = (count.chunks.is_none(), count.total, std::mem::take(&mut count.skipped));
         if total == 0 || !ended {

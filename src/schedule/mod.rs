@@ -5,14 +5,14 @@
 
 mod policy;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 pub use policy::{ActiveStatistics, IndexAction, IndexStatistics, RebuildPolicy};
 
 use crate::backfill::{BackfillOptions, BackfillReport};
-use crate::engine::Bank;
+use crate::engine::{Bank, Pending, owned_paths};
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
 use crate::index::{BuildOptions, IndexKind, RecallReport, ValidateOptions};
@@ -89,31 +89,34 @@ impl Bank {
     ///
     /// # Errors
     /// Those of the stages. A refused index is not an error but an [`IndexOutcome::Refused`].
-    pub async fn sync<P: AsRef<Path>>(&self, sources: &[P], options: SyncOptions) -> Result<SyncReport> {
-        let ingest = self.ingest(sources, options.ingest).await?;
-        let backfill = self.backfill(options.backfill).await?;
-        let cancelled = ingest.cancelled || backfill.cancelled;
-        let index = if cancelled {
-            IndexOutcome::Cancelled
-        } else {
-            self.renew_index(options.policy, options.build, options.validate).await?
-        };
-        Ok(SyncReport { cancelled: cancelled || matches!(index, IndexOutcome::Cancelled), ingest, backfill, index })
+    pub fn sync<P: AsRef<Path>>(&self, sources: &[P], options: SyncOptions) -> Pending<'_, SyncReport> {
+        self.sync_paths(owned_paths(sources), options)
+    }
+
+    fn sync_paths(&self, sources: Vec<PathBuf>, options: SyncOptions) -> Pending<'_, SyncReport> {
+        Box::pin(async move {
+            let ingest = self.ingest_paths(sources, options.ingest).await?;
+            let backfill = self.backfill(options.backfill).await?;
+            let index = if ingest.cancelled || backfill.cancelled {
+                IndexOutcome::Cancelled
+            } else {
+                self.renew_index(options.policy, options.build, options.validate).await?
+            };
+            Ok(SyncReport { cancelled: matches!(index, IndexOutcome::Cancelled), ingest, backfill, index })
+        })
     }
 
     /// Builds, validates and activates a new generation if the policy asks for one.
     ///
     /// # Errors
     /// Those of the index stage, but for a refusal, a busy bank, and a cancellation, which are outcomes.
-    pub async fn renew_index(
+    pub fn renew_index(
         &self,
         policy: RebuildPolicy,
         build: BuildOptions,
         validate: ValidateOptions,
-    ) -> Result<IndexOutcome> {
-        let renewal: std::pin::Pin<Box<dyn Future<Output = _> + Send>> =
-            Box::pin(self.renew_index_inner(policy, build, validate));
-        renewal.await
+    ) -> Pending<'_, IndexOutcome> {
+        Box::pin(self.renew_index_inner(policy, build, validate))
     }
 
     async fn renew_index_inner(

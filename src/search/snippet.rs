@@ -47,7 +47,8 @@ mod tests {
 
     #[test]
     fn shows_the_window_with_the_words_that_were_asked_for() {
-        let content = format!("Water › Rain\n\n{} empty the barrel before frost {}", "filler ".repeat(60), "tail ".repeat(60));
+        let content =
+            format!("Water › Rain\n\n{} empty the barrel before frost {}", "filler ".repeat(60), "tail ".repeat(60));
         let shown = snippet(&content, "Water › Rain", "When do I empty my rain barrel?", 60);
         assert!(shown.contains("empty the barrel"), "{shown}");
         assert!(shown.starts_with("… ") && shown.ends_with(" …"), "{shown}");

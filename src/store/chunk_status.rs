@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::{Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-use futures::{StreamExt, TryStreamExt};
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 
 use super::filter::Filter;
 use super::rows::{Rows, count_at, moment_at, stored_int, text_at};
@@ -24,8 +24,18 @@ use crate::status::{ChunkEvent, ChunkState, retry_at, transition};
 const KEY: [&str; 2] = ["id", "embedder_id"];
 
 const ALL: [&str; 12] = [
-    "id", "embedder_id", "status", "attempts", "next_attempt_at", "error_kind", "error", "lease_owner", "lease_until",
-    "embedding_version", "embedded_at", "updated_at",
+    "id",
+    "embedder_id",
+    "status",
+    "attempts",
+    "next_attempt_at",
+    "error_kind",
+    "error",
+    "lease_owner",
+    "lease_until",
+    "embedding_version",
+    "embedded_at",
+    "updated_at",
 ];
 
 /// One chunk under one embedder.
@@ -195,8 +205,7 @@ impl ChunkStatus {
     pub(crate) async fn retry_errors(&self, embedder: &EmbedderId, now: Timestamp) -> Result<u64> {
         let failed = Filter::All(vec![of(embedder), in_state(ChunkState::Error)]);
         let rows = self.read(failed.clone(), None).await?;
-        let fresh: Vec<_> =
-            rows.into_iter().map(|row| StatusRow::new(row.id, row.embedder_id, now)).collect();
+        let fresh: Vec<_> = rows.into_iter().map(|row| StatusRow::new(row.id, row.embedder_id, now)).collect();
         if fresh.is_empty() {
             return Ok(0);
         }

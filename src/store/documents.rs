@@ -72,8 +72,20 @@ pub(crate) struct Passage {
 }
 
 const ALL: [&str; 14] = [
-    "id", "source", "source_hash", "doc_id", "doc_path", "category", "category_text", "heading", "content", "chunk_index",
-    "total_chunks", "content_hash", "attributes", "ingested_at",
+    "id",
+    "source",
+    "source_hash",
+    "doc_id",
+    "doc_path",
+    "category",
+    "category_text",
+    "heading",
+    "content",
+    "chunk_index",
+    "total_chunks",
+    "content_hash",
+    "attributes",
+    "ingested_at",
 ];
 
 /// The typed table.

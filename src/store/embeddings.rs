@@ -153,7 +153,7 @@ impl Embeddings {
 
     async fn take(&self, snapshot: &Snapshot, row_ids: &[u64], columns: &[&str]) -> Result<RecordBatch> {
         let projection = columns.iter().copied().chain(["_rowid"]);
-        let projection = snapshot.0.schema().project(&projection.collect::<Vec<_>>());
+        let projection = snapshot.0.schema().project_preserve_system_columns(&projection.collect::<Vec<_>>());
         let projection = projection.map_err(|e| self.table.error("read", e))?;
         snapshot.0.take_rows(row_ids, projection).await.map_err(|e| self.table.error("read", e))
     }
@@ -213,9 +213,7 @@ fn decode_rows(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec
     let (ids, hashes) = (rows.texts("id")?, rows.texts("content_hash")?);
     let vectors = rows.vectors(schema::VECTOR)?.chunks_exact(dimension).enumerate();
     vectors
-        .map(|(row, vector)| {
-            Ok((ChunkId::from_stored(ids.value(row)), hash_at(&rows, hashes, row)?, vector.to_vec()))
-        })
+        .map(|(row, vector)| Ok((ChunkId::from_stored(ids.value(row)), hash_at(&rows, hashes, row)?, vector.to_vec())))
         .collect()
 }
 

@@ -90,8 +90,9 @@ fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
+/// A plain cast: conditions of a merge are evaluated without the rewriting that functions such as `arrow_cast` rely on.
 fn timestamp(moment: Timestamp) -> String {
-    format!("arrow_cast({}, 'Timestamp(Microsecond, None)')", moment.0)
+    format!("CAST({} AS TIMESTAMP(6))", moment.0)
 }
 
 #[cfg(test)]
@@ -108,7 +109,7 @@ mod tests {
     fn nesting_keeps_its_parentheses() {
         let or = Filter::Any(vec![Filter::Eq("a", "1".into()), Filter::NotAfter("b", Timestamp(5))]);
         let and = Filter::All(vec![or, Filter::Not(Box::new(Filter::In("c", vec!["x".into(), "y".into()])))]);
-        assert_eq!(and.to_sql(), "((a = '1' OR b <= arrow_cast(5, 'Timestamp(Microsecond, None)')) AND NOT (c IN ('x','y')))");
+        assert_eq!(and.to_sql(), "((a = '1' OR b <= CAST(5 AS TIMESTAMP(6))) AND NOT (c IN ('x','y')))");
         assert_eq!(Filter::Eq("a", "1".into()).to_merge_sql(), "target.a = '1'");
     }
 

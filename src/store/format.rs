@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// The marker's name.
 pub(crate) const MARKER: &str = "embank.json";
 
+/// Settings that a user may keep in the bank.
+const SETTINGS: &str = "embank.toml";
+
 /// The format that this release writes, and the newest that it reads. Raised by every change that an older release would
 /// misread.
 pub(crate) const FORMAT: u64 = 1;
@@ -32,8 +35,10 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Err(what_else(root)),
         Err(error) => return Err(Error::io("read", marker)(error)),
     };
-    let not_a_bank =
-        |e: serde_json::Error| Error::NotABank { path: root.to_owned(), reason: format!("its {MARKER} is unreadable: {e}") };
+    let not_a_bank = |e: serde_json::Error| Error::NotABank {
+        path: root.to_owned(),
+        reason: format!("its {MARKER} is unreadable: {e}"),
+    };
     let marker: Marker = serde_json::from_str(&text).map_err(not_a_bank)?;
     if marker.format > FORMAT {
         return Err(Error::NewerFormat { path: root.to_owned(), found: marker.format, supported: FORMAT });
@@ -65,8 +70,10 @@ fn what_else(root: &Path) -> Error {
         return not_a_bank("it is a file");
     }
     let Ok(mut entries) = std::fs::read_dir(root) else { return Error::NoBank { path: root.to_owned() } };
-    // A draft of the marker is what a process that was killed while creating the bank leaves.
-    let foreign = entries.any(|entry| entry.is_ok_and(|e| !e.file_name().to_string_lossy().starts_with(MARKER)));
+    // A draft of the marker is what a process that was killed while creating the bank leaves; settings may be laid there
+    // before the bank is made.
+    let ours = |name: &str| name.starts_with(MARKER) || name == SETTINGS;
+    let foreign = entries.any(|entry| entry.is_ok_and(|e| !ours(&e.file_name().to_string_lossy())));
     if foreign { not_a_bank("it holds other files") } else { Error::NoBank { path: root.to_owned() } }
 }
 
@@ -98,7 +105,9 @@ mod tests {
         let newer = format!(r#"{{"format":{},"created_by":"embank 9","created_at":""}}"#, FORMAT + 1);
         std::fs::write(dir.path().join(MARKER), newer).unwrap();
         let error = check(dir.path()).unwrap_err();
-        assert!(matches!(error, Error::NewerFormat { found, supported, .. } if found == FORMAT + 1 && supported == FORMAT));
+        assert!(
+            matches!(error, Error::NewerFormat { found, supported, .. } if found == FORMAT + 1 && supported == FORMAT)
+        );
     }
 
     #[test]

@@ -50,7 +50,9 @@ impl MaintenanceLease {
         let owner = WorkerId::new().to_string();
         let now = clock.now();
         let current = meta.get(KEY).await?;
-        if let Some(holder) = current.as_deref().and_then(parse) && !holder.is_gone(now) {
+        if let Some(holder) = current.as_deref().and_then(parse)
+            && !holder.is_gone(now)
+        {
             return Err(busy(&holder));
         }
         let mine = hold(&owner, now, purpose);

@@ -109,8 +109,7 @@ impl Store {
     async fn open_tables(root: &Path, options: StoreOptions, clock: Clock) -> Result<Self> {
         // Absolute, so that a later change of the working directory does not move the bank.
         let root: PathBuf = root.canonicalize().map_err(Error::io("open", root))?;
-        let session =
-            Session::new(options.index_cache_bytes, options.metadata_cache_bytes, Arc::default());
+        let session = Session::new(options.index_cache_bytes, options.metadata_cache_bytes, Arc::default());
         let uri = root.to_str().ok_or_else(|| Error::InvalidSetting {
             setting: "bank",
             reason: format!("{} is not valid UTF-8", root.display()),
@@ -233,10 +232,7 @@ fn id_texts(ids: &[ChunkId]) -> Vec<String> {
 }
 
 /// Streams the `id` column.
-async fn stream_ids(
-    table: &StoredTable,
-    filter: Option<Filter>,
-) -> Result<BoxStream<'static, Result<Vec<ChunkId>>>> {
+async fn stream_ids(table: &StoredTable, filter: Option<Filter>) -> Result<BoxStream<'static, Result<Vec<ChunkId>>>> {
     let name = table.name().to_owned();
     let batches = table.scan(Scan { filter, ..Scan::columns(&["id"]) }).await?;
     let decoded = batches.and_then(move |batch| {

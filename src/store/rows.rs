@@ -49,7 +49,9 @@ impl<'a> Rows<'a> {
         let values = values.ok_or_else(|| self.malformed(column, "it does not hold 32-bit floats"))?.values();
         // A sliced list keeps its whole child; cut out what belongs to these rows.
         let start = list.offset() * width;
-        values.get(start..start + list.len() * width).ok_or_else(|| self.malformed(column, "it is shorter than its rows"))
+        values
+            .get(start..start + list.len() * width)
+            .ok_or_else(|| self.malformed(column, "it is shorter than its rows"))
     }
 
     pub(crate) fn malformed(&self, column: &str, reason: &str) -> Error {

@@ -34,9 +34,8 @@ pub(crate) struct Runs(pub(super) StoredTable);
 impl Runs {
     pub(crate) async fn append(&self, row: &RunRow) -> Result<()> {
         let text = |text: &str| -> arrow_array::ArrayRef { Arc::new(StringArray::from_iter_values([text])) };
-        let moment = |at: Timestamp| -> arrow_array::ArrayRef {
-            Arc::new(TimestampMicrosecondArray::from_iter_values([at.0]))
-        };
+        let moment =
+            |at: Timestamp| -> arrow_array::ArrayRef { Arc::new(TimestampMicrosecondArray::from_iter_values([at.0])) };
         let columns = vec![
             text(&row.id),
             text(&row.kind),

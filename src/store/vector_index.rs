@@ -166,8 +166,7 @@ impl Embeddings {
 
     async fn neighbours(&self, scanner: Scanner, k: usize) -> Result<Vec<Neighbour>> {
         let failed = |e| self.table.error("search", e);
-        let batches: Vec<_> =
-            scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
+        let batches: Vec<_> = scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
         let mut neighbours = Vec::with_capacity(k);
         for batch in &batches {
             let rows = Rows::new(self.table.name(), batch);
@@ -248,7 +247,8 @@ impl Embeddings {
             scanner.nprobes(nprobes);
         }
         if let Some(ef) = settings.ef {
-            scanner.ef(ef.max(k));
+            // The graph is asked for all candidates that are ranked again, and cannot keep fewer than it is asked for.
+            scanner.ef(ef.max(k * settings.refine_factor.unwrap_or(1) as usize));
         }
         if let Some(factor) = settings.refine_factor {
             scanner.refine(factor);
@@ -333,11 +333,7 @@ impl Embeddings {
     }
 
     /// Chunk ids of neighbours, in their order; rows that were deleted meanwhile are left out.
-    pub(crate) async fn chunk_ids(
-        &self,
-        snapshot: &Snapshot,
-        neighbours: &[Neighbour],
-    ) -> Result<Vec<(ChunkId, f32)>> {
+    pub(crate) async fn chunk_ids(&self, snapshot: &Snapshot, neighbours: &[Neighbour]) -> Result<Vec<(ChunkId, f32)>> {
         let row_ids: Vec<_> = neighbours.iter().map(|n| n.row_id).collect();
         let ids = self.take_ids(snapshot, &row_ids).await?;
         Ok(neighbours.iter().filter_map(|n| Some((ids.get(&n.row_id)?.clone(), n.distance))).collect())
@@ -372,6 +368,9 @@ fn check_spec(spec: &IndexSpec, rows: u64, dimension: usize) -> Result<()> {
             if bits != 4 && bits != 8 {
                 return refuse(format!("codes of {bits} bits are not supported; 4 and 8 are"));
             }
+            if bits == 4 && !sub_vectors.is_multiple_of(2) {
+                return refuse(format!("codes of 4 bits are stored in pairs; {sub_vectors} sub-vectors are odd"));
+            }
             let codewords = 1u64 << bits;
             if rows < codewords {
                 return refuse(format!("{rows} rows cannot train {codewords} codewords; use a flat index or 4 bits"));
@@ -380,7 +379,9 @@ fn check_spec(spec: &IndexSpec, rows: u64, dimension: usize) -> Result<()> {
         }
         IndexSpec::Hnsw { partitions, edges, ef_construction } => {
             if edges < 4 || ef_construction < edges {
-                return refuse(format!("{edges} edges with ef_construction {ef_construction}: use 4 edges or more, and no fewer candidates than edges"));
+                return refuse(format!(
+                    "{edges} edges with ef_construction {ef_construction}: use 4 edges or more, and no fewer candidates than edges"
+                ));
             }
             partitions
         }

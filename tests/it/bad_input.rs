@@ -100,7 +100,8 @@ async fn a_text_longer_than_the_window_is_cut_counted_and_reported() {
     }
     let place = Place::empty();
     place.write("long.txt", &"word ".repeat(900));
-    let bank = Bank::open_or_create(place.bank_dir(), Arc::new(Lying(place.fake.clone())), place.options()).await.unwrap();
+    let bank =
+        Bank::open_or_create(place.bank_dir(), Arc::new(Lying(place.fake.clone())), place.options()).await.unwrap();
     bank.ingest(&[place.docs()], Default::default()).await.unwrap();
     let report = bank.backfill(Default::default()).await.unwrap();
     assert_eq!((report.ready, report.truncated), (1, 1));

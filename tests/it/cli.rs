@@ -24,7 +24,8 @@ impl Cli<'_> {
     fn json(&self, args: &[&str]) -> Value {
         let output = self.command().arg("--json").args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&output.stdout)))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&output.stdout)))
     }
 
     fn code(&self, args: &[&str]) -> (Option<i32>, String) {
@@ -64,13 +65,17 @@ fn the_main_job_end_to_end_in_json() {
 #[test]
 fn records_keep_their_own_ids_and_fields() {
     let place = Place::empty();
-    place.write("r.jsonl", "{\"key\": \"k-1\", \"body\": \"frost on the pump\", \"kind\": \"water\", \"year\": 2020}\n");
+    place
+        .write("r.jsonl", "{\"key\": \"k-1\", \"body\": \"frost on the pump\", \"kind\": \"water\", \"year\": 2020}\n");
     let cli = Cli(&place);
     let fields = ["--id-field", "key", "--text-field", "body", "--category-field", "kind"];
     let args: Vec<_> = ["sync", "docs"].into_iter().chain(fields).collect();
     cli.json(&args);
     let hit = cli.json(&["search", "frost"])["hits"][0].clone();
-    assert_eq!((&hit["doc_id"], &hit["category"], &hit["attributes"]["year"]), (&"k-1".into(), &"water".into(), &2020.into()));
+    assert_eq!(
+        (&hit["doc_id"], &hit["category"], &hit["attributes"]["year"]),
+        (&"k-1".into(), &"water".into(), &2020.into())
+    );
 }
 
 #[test]
@@ -87,7 +92,22 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
 
     // A gate that says no.
     let before = cli.json(&["search", "frost", "-k", "5"]);
-    let ruined = ["index", "build", "--kind", "ivf-pq", "--sub-vectors", "1", "--bits", "4", "--partitions", "40", "--nprobes", "1", "--refine", "1"];
+    let ruined = [
+        "index",
+        "build",
+        "--kind",
+        "ivf-pq",
+        "--sub-vectors",
+        "2",
+        "--bits",
+        "4",
+        "--partitions",
+        "40",
+        "--nprobes",
+        "1",
+        "--refine",
+        "1",
+    ];
     let (code, stderr) = cli.code(&ruined);
     assert_eq!(code, Some(2), "{stderr}");
     assert!(stderr.contains("recall@10 0."), "{stderr}");

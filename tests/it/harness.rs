@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use embank::embed::FakeEmbedder;
-use embank::{Bank, BankOptions, BackfillOptions, BuildOptions, Clock, IndexKind, StoreOptions, Timestamp, ValidateOptions};
+use embank::{
+    BackfillOptions, Bank, BankOptions, BuildOptions, Clock, IndexKind, StoreOptions, Timestamp, ValidateOptions,
+};
 
 /// Dimension of the fake embedder: large enough that distances differ, small enough to be quick.
 pub const DIMENSION: usize = 32;
@@ -92,8 +94,8 @@ impl Place {
 /// A sentence that no other number has: words drawn from a small vocabulary, so that neighbours exist.
 pub fn sentence(number: usize) -> String {
     const WORDS: [&str; 24] = [
-        "barrel", "frost", "rain", "pump", "well", "filter", "compost", "worm", "lime", "mulch", "clay", "hive", "swarm",
-        "queen", "mite", "honey", "smoke", "frame", "hose", "pond", "tank", "seed", "root", "bed",
+        "barrel", "frost", "rain", "pump", "well", "filter", "compost", "worm", "lime", "mulch", "clay", "hive",
+        "swarm", "queen", "mite", "honey", "smoke", "frame", "hose", "pond", "tank", "seed", "root", "bed",
     ];
     let mut state = number as u64;
     let mut draw = || {

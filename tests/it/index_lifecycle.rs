@@ -54,7 +54,7 @@ async fn a_build_that_ruins_recall_is_refused_and_the_old_generation_still_answe
     let good = build(&bank, IndexKind::Hnsw).await.unwrap();
     let before = answers(&bank, 5).await;
 
-    let overrides = SpecOverrides { sub_vectors: Some(1), bits: Some(4), partitions: Some(40), ..Default::default() };
+    let overrides = SpecOverrides { sub_vectors: Some(2), bits: Some(4), partitions: Some(40), ..Default::default() };
     let options = BuildOptions { kind: IndexKind::IvfPq, overrides, seed: Some(7) };
     let built = bank.build_index(options).await.unwrap();
     let bad = built.id().clone();

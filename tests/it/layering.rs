@@ -47,7 +47,17 @@ fn assert_named_only_in(module: &str, allowed: &str) {
 
 #[test]
 fn only_the_store_names_the_storage_engine() {
-    for module in ["lance", "lancedb", "lance_index", "lance_linalg", "lance_table", "lance_file", "lance_core", "arrow_array", "arrow_schema"] {
+    for module in [
+        "lance",
+        "lancedb",
+        "lance_index",
+        "lance_linalg",
+        "lance_table",
+        "lance_file",
+        "lance_core",
+        "arrow_array",
+        "arrow_schema",
+    ] {
         assert_named_only_in(module, "src/store/");
     }
 }
@@ -77,7 +87,8 @@ fn assert_free_of<'a>(folder: &str, modules: impl Iterator<Item = &'a &'a str>) 
     for module in modules {
         for (file, text) in &files {
             let path = format!("crate::{module}");
-            let offender = code(text).find(|line| line.contains(&format!("{path}::")) || line.contains(&format!("{path};")));
+            let offender =
+                code(text).find(|line| line.contains(&format!("{path}::")) || line.contains(&format!("{path};")));
             assert_eq!(offender, None, "{file} imports {module}");
         }
     }
@@ -87,9 +98,11 @@ fn assert_free_of<'a>(folder: &str, modules: impl Iterator<Item = &'a &'a str>) 
 fn sql_is_made_in_one_file() {
     for (file, text) in sources("src") {
         if file != "src/store/filter.rs" {
-            let sql = code(&text).find(|line| [" IN (", " AND ", "SELECT ", " OR "].iter().any(|sql| line.contains(sql)));
+            let sql =
+                code(&text).find(|line| [" IN (", " AND ", "SELECT ", " OR "].iter().any(|sql| line.contains(sql)));
             // The filter's own tests of injection are values.
-            let in_tests = text.find("#[cfg(test)]").is_some_and(|at| sql.is_some_and(|line| text[at..].contains(line)));
+            let in_tests =
+                text.find("#[cfg(test)]").is_some_and(|at| sql.is_some_and(|line| text[at..].contains(line)));
             assert!(sql.is_none() || in_tests, "{file} makes SQL: {sql:?}");
         }
     }

@@ -1,7 +1,7 @@
 //! Scenarios against the public API and the real binary. One test binary: each further one links the storage engine again.
 
-mod bad_input;
 mod backfill;
+mod bad_input;
 mod cli;
 mod concurrency;
 mod embed_local;

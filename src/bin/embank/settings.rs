@@ -206,7 +206,12 @@ impl File {
 }
 
 fn refuse(path: &Path, reason: String) -> Error {
-    Error::InvalidSetting { setting: FILE, reason: format!("{}: {reason}", path.display()) }
+    // The setting's name is the file's: its place is only said where it is not the working directory.
+    let reason = match path.parent() {
+        Some(dir) if dir != Path::new("") => format!("{reason} (in {})", dir.display()),
+        _ => reason,
+    };
+    Error::InvalidSetting { setting: FILE, reason }
 }
 
 #[cfg(test)]

@@ -49,8 +49,7 @@ async fn build(session: &Session, args: BuildArgs) -> anyhow::Result<Exit> {
         }
     };
     let activation = if args.no_activate {
-        // Gives the maintenance lease back.
-        drop(validated);
+        bank.set_aside(validated).await?;
         None
     } else {
         Some(bank.activate(validated).await?)
