@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make large corpora of real text out of the Rust documentation that rustup installs, for the torture and scale runs.
 
-    scripts/large_corpus.py OUT
+    scripts/large_corpus.py OUT [MORE…]
 
-OUT/pages/   one text file a page, about 7 million words: over 100,000 chunks of 64 words
+OUT/pages/   one text file a page, and the .md, .rst and .txt files below MORE (manuals, the sources of other crates)
 OUT/short.jsonl   10,000 different short paragraphs, {"id", "text"}
 
 Needs nothing but Python; the documentation is `$(rustc --print sysroot)/share/doc/rust/html`
@@ -13,6 +13,7 @@ Needs nothing but Python; the documentation is `$(rustc --print sysroot)/share/d
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -57,7 +58,7 @@ class Paragraphs(HTMLParser):
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         print(__doc__, file=sys.stderr)
         return 64
     out = Path(sys.argv[1])
@@ -91,6 +92,12 @@ def main() -> int:
             written += 1
         if words >= PAGES_WORDS and len(short) >= SHORT_TEXTS:
             break
+    for more in map(Path, sys.argv[2:]):
+        for number, page in enumerate(sorted(p for p in more.rglob("*") if p.suffix in {".md", ".rst", ".txt"})):
+            if page.is_file() and not page.is_symlink() and page.stat().st_size <= 2_000_000:
+                target = out / "pages" / "more" / f"{more.name}-{number:05}-{page.name}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(page, target)
     with open(out / "short.jsonl", "w", encoding="utf-8") as file:
         for number, text in enumerate(short[:SHORT_TEXTS]):
             file.write(json.dumps({"id": f"s{number}", "text": text}, ensure_ascii=False) + "\n")

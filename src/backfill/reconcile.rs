@@ -33,17 +33,19 @@ impl Backfill {
         self.store.refresh().await?;
         self.embeddings.refresh().await?;
         let mut report = ReconcileReport::default();
-        self.follow_documents(&mut report).await?;
-        self.find_lost_vectors(&mut report).await?;
+        let counts = self.store.status.counts().await?.get(&self.embedder_id).copied().unwrap_or_default();
+        self.follow_documents(counts.total(), &mut report).await?;
+        self.find_lost_vectors(counts.ready, &mut report).await?;
         Ok(report)
     }
 
     /// Gives every chunk a status and removes those of chunks that are gone; skipped while the documents have not changed
-    /// since the last time.
-    async fn follow_documents(&self, report: &mut ReconcileReport) -> Result<()> {
+    /// since the last time, and there are as many states as chunks.
+    async fn follow_documents(&self, states: u64, report: &mut ReconcileReport) -> Result<()> {
         let key = format!("reconciled/{}", self.embedder_id);
         let version = self.store.documents.version().await?.to_string();
-        if self.store.meta.get(&key).await?.as_deref() == Some(version.as_str()) {
+        let same_version = self.store.meta.get(&key).await?.as_deref() == Some(version.as_str());
+        if same_version && self.store.documents.count().await? == states {
             return Ok(());
         }
         let now = self.store.clock().now();
@@ -76,8 +78,7 @@ impl Backfill {
 
     /// Puts chunks that are called ready but have no vector back to `new`; looked for only where there are fewer vectors
     /// than ready chunks.
-    async fn find_lost_vectors(&self, report: &mut ReconcileReport) -> Result<()> {
-        let ready = self.store.status.counts().await?.get(&self.embedder_id).map_or(0, |counts| counts.ready);
+    async fn find_lost_vectors(&self, ready: u64, report: &mut ReconcileReport) -> Result<()> {
         if self.embeddings.count().await? >= ready {
             return Ok(());
         }

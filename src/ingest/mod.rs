@@ -13,6 +13,7 @@ mod plan;
 mod skip;
 mod walk;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -113,6 +114,7 @@ impl Ingest {
             changes: sender,
             listener: self.listener.clone(),
             cancel: self.cancel.clone(),
+            planned: HashSet::new(),
             seen: Seen::default(),
             pending: Change::default(),
         };

@@ -76,6 +76,7 @@ pub(super) struct Planner {
     pub(super) changes: Sender<Change>,
     pub(super) listener: Listener,
     pub(super) cancel: Cancel,
+    pub(super) planned: HashSet<String>,
     pub(super) seen: Seen,
     pub(super) pending: Change,
 }
@@ -110,8 +111,12 @@ impl Planner {
     }
 
     fn plan_file(&mut self, file: &FoundFile) -> Result<()> {
-        self.seen.files += 1;
         let source = source_name(&file.path, &self.bank);
+        // Roots may overlap; the first one that reaches a file has it.
+        if !self.planned.insert(source.clone()) {
+            return Ok(());
+        }
+        self.seen.files += 1;
         if file.format.holds_records() {
             let fields = self.fields.clone();
             return extract(file, &fields, &mut FileSink::new(self, file, source, None));

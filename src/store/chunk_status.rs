@@ -110,6 +110,13 @@ pub struct StatusCounts {
     pub error: u64,
 }
 
+impl StatusCounts {
+    /// Chunks in any state.
+    pub fn total(&self) -> u64 {
+        self.new + self.in_progress + self.ready + self.error
+    }
+}
+
 /// The typed table.
 #[derive(Clone, Debug)]
 pub(crate) struct ChunkStatus(pub(super) StoredTable);

@@ -155,6 +155,7 @@ async fn the_same_seed_draws_the_same_queries_and_measures_the_same_recall() {
         let built = bank.build_index(BuildOptions { kind: IndexKind::Flat, seed: Some(3), ..Default::default() }).await;
         let validated = bank.validate(built.unwrap(), ValidateOptions::default()).await.unwrap();
         recalls.push((validated.report().recall, validated.report().queries));
+        bank.set_aside(validated).await.unwrap();
     }
     assert_eq!(recalls[0], recalls[1]);
     assert_eq!(recalls[0].0, 1.0, "our exact search and the storage engine's scan agree");
