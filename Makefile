@@ -28,7 +28,7 @@ demo: model
 	@for question in \
 		"How do I keep my rain barrel from cracking in winter?" \
 		"What should I do first when somebody burns a hand on the stove?" \
-		"wann sollte man die Bienen vor dem Winter füttern?"; do \
+		"How often should I check my hives for mites?"; do \
 		echo; echo "\$$ embank search \"$$question\" -k 3"; \
 		$(EMBANK) --bank $(DEMO) search "$$question" -k 3; \
 	done

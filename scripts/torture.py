@@ -56,8 +56,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", default=None, help="folder for the two banks (default: a temporary one, removed)")
-    parser.add_argument("more", nargs="*", help="passed on to sync")
-    args = parser.parse_args()
+    own, more = sys.argv[1:], []
+    if "--" in own:
+        at = own.index("--")
+        own, more = own[:at], own[at + 1 :]
+    args = parser.parse_args(own)
     rng = random.Random(args.seed)
     work = Path(args.work or tempfile.mkdtemp(prefix="embank-torture-"))
 
@@ -67,7 +70,7 @@ def main() -> int:
     def ask(bank: str, command: str) -> dict:
         return json.loads(subprocess.run(embank(bank, "--json", command), check=True, capture_output=True).stdout)
 
-    sync = ["sync", args.source, *args.more]
+    sync = ["sync", args.source, *more]
     for bank in ("calm", "killed"):
         shutil.rmtree(work / bank, ignore_errors=True)
     seconds, peak = run(embank("calm", *sync))

@@ -203,6 +203,14 @@ impl Bank {
         Box::pin(async move { self.indexing().validate(built, &options).await })
     }
 
+    /// Builds and validates; with [`IndexKind::Auto`](crate::IndexKind::Auto) IVF_PQ is tried where HNSW is refused.
+    ///
+    /// # Errors
+    /// As [`Bank::build_index`] and [`Bank::validate`].
+    pub fn build_validated(&self, build: BuildOptions, validate: ValidateOptions) -> Pending<'_, Validated> {
+        Box::pin(async move { self.indexing().build_validated(build, &validate).await })
+    }
+
     /// Moves the pointer that search follows to a validated generation.
     ///
     /// # Errors

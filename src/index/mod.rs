@@ -25,7 +25,7 @@ pub use validate::{ValidateOptions, Validated};
 
 use crate::error::{Error, Result};
 use crate::id::{EmbedderId, GenerationId};
-use crate::progress::{Cancel, Listener};
+use crate::progress::{Cancel, Listener, Progress};
 use crate::store::{Embeddings, Store};
 use generation::Record;
 
@@ -56,6 +56,21 @@ impl Indexing {
     /// The active generation, if there is one.
     pub(crate) async fn active(&self) -> Result<Option<Generation>> {
         Ok(self.list().await?.into_iter().find(|generation| generation.state == GenerationState::Active))
+    }
+
+    /// Builds and validates. Where the kind is left to us and a graph is refused, inverted lists get their turn: many nearly
+    /// equal texts make a graph fall apart, and do not trouble lists.
+    pub(crate) async fn build_validated(&self, build: BuildOptions, validate: &ValidateOptions) -> Result<Validated> {
+        let built = self.build(build).await?;
+        let has_second_choice = build.kind == IndexKind::Auto && built.kind() == "hnsw";
+        match self.validate(built, validate).await {
+            Err(refused @ Error::RecallTooLow { .. }) if has_second_choice => {
+                self.listener.report(Progress::Note(format!("{refused}; trying ivf-pq")));
+                let built = self.build(BuildOptions { kind: IndexKind::IvfPq, ..build }).await?;
+                self.validate(built, validate).await
+            }
+            finished => finished,
+        }
     }
 
     /// Writes a generation's row.

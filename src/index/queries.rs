@@ -11,9 +11,10 @@ use rand_chacha::ChaCha8Rng;
 use super::Indexing;
 use crate::error::Result;
 use crate::exact::ExactSearch;
+use crate::id::GenerationId;
 use crate::progress::{Progress, Stage};
 use crate::sample::SeededSample;
-use crate::store::Snapshot;
+use crate::store::{IndexQuery, QuerySettings, Snapshot};
 
 /// Queries that tuning measures with.
 const TUNING: u64 = 96;
@@ -34,6 +35,13 @@ pub(super) struct ValidationQuery {
     pub(super) neighbours: Vec<u64>,
     /// Distance of the k-th of them; whatever is not farther is as good an answer.
     pub(super) radius: f32,
+}
+
+impl ValidationQuery {
+    /// The query for one more neighbour than counts: its origin is among them.
+    pub(super) fn asked_of<'a>(&'a self, generation: &'a GenerationId, settings: &'a QuerySettings) -> IndexQuery<'a> {
+        IndexQuery { generation, vector: &self.vector, k: self.neighbours.len() + 1, settings, filter: None }
+    }
 }
 
 /// The two sets.

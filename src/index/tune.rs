@@ -57,13 +57,11 @@ impl Indexing {
     ) -> Result<Measured> {
         let mut measured = Measured::default();
         if let Some(first) = queries.first() {
-            let k = first.neighbours.len() + 1;
-            self.embeddings.search_index(snapshot, generation, &first.vector, k, settings, None).await?;
+            self.embeddings.search_index(snapshot, &first.asked_of(generation, settings)).await?;
         }
         for query in queries {
             let began = std::time::Instant::now();
-            let k = query.neighbours.len() + 1;
-            let found = self.embeddings.search_index(snapshot, generation, &query.vector, k, settings, None).await?;
+            let found = self.embeddings.search_index(snapshot, &query.asked_of(generation, settings)).await?;
             measured.milliseconds.push(began.elapsed().as_secs_f64() * 1e3);
             measured.recalls.push(recall_of(query, &found));
         }

@@ -39,6 +39,8 @@ impl Default for ValidateOptions {
 #[must_use = "a validated generation serves nothing until it is activated"]
 pub struct Validated {
     pub(super) id: GenerationId,
+    pub(super) kind: &'static str,
+    pub(super) rows: u64,
     pub(super) report: RecallReport,
     pub(super) snapshot: Snapshot,
     pub(super) lease: MaintenanceLease,
@@ -48,6 +50,16 @@ impl Validated {
     /// The generation.
     pub fn id(&self) -> &GenerationId {
         &self.id
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// Rows it covers.
+    pub fn rows(&self) -> u64 {
+        self.rows
     }
 
     /// What was measured.
@@ -87,7 +99,7 @@ impl Indexing {
         tracing::debug!(%id, recall = report.recall, "validated");
         record.advance(&id, GenerationState::Ready)?;
         self.save(&id, &record).await?;
-        Ok(Validated { id, report, snapshot, lease })
+        Ok(Validated { id, kind: record.kind(), rows: record.rows, report, snapshot, lease })
     }
 
     async fn measure_generation(
@@ -106,7 +118,7 @@ impl Indexing {
                 self.embeddings.prewarm(snapshot, id).await?;
                 let tuned = self.tune(id, snapshot, &spec, &queries.tuning, options.min_recall, &fixed).await?;
                 record.settings = tuned.0;
-                self.check_plan(id, snapshot, record, &queries.verdict, options.k).await?;
+                self.check_plan(id, snapshot, record, &queries.verdict).await?;
                 (self.measure(id, snapshot, &queries.verdict, &record.settings).await?, tuned.1)
             }
         };
@@ -146,10 +158,9 @@ impl Indexing {
         snapshot: &Snapshot,
         record: &Record,
         queries: &[ValidationQuery],
-        k: usize,
     ) -> Result<()> {
         let Some(query) = queries.first() else { return Ok(()) };
-        let plan = self.embeddings.explain_search(snapshot, id, &query.vector, k, &record.settings).await?;
+        let plan = self.embeddings.explain_search(snapshot, &query.asked_of(id, &record.settings)).await?;
         if plan.contains("ANN") {
             return Ok(());
         }

@@ -133,9 +133,8 @@ impl Bank {
         };
         let began = std::time::Instant::now();
         let finished = async {
-            let built = self.build_index(build).await?;
-            let (kind, rows) = (built.kind().to_owned(), built.rows());
-            let validated = self.validate(built, validate).await?;
+            let validated = self.build_validated(build, validate).await?;
+            let (kind, rows) = (validated.kind().to_owned(), validated.rows());
             let recall = validated.report().clone();
             let activation = self.activate(validated).await?;
             Ok((activation.active, kind, rows, recall))

@@ -17,7 +17,7 @@ use crate::embed::{Embedder, TextKind};
 use crate::error::{Error, Result};
 use crate::exact::ExactSearch;
 use crate::id::{ChunkId, DocId, GenerationId};
-use crate::store::{DocumentRow, Embeddings, Filter, Neighbour, QuerySettings, Snapshot, Store};
+use crate::store::{DocumentRow, Embeddings, Filter, IndexQuery, Neighbour, QuerySettings, Snapshot, Store};
 
 /// Longest snippet, in characters.
 const SNIPPET_CHARS: usize = 240;
@@ -163,8 +163,9 @@ impl Search {
         filter: Option<&Filter>,
     ) -> Result<Vec<Neighbour>> {
         if !self.index.is_flat {
-            let (generation, settings) = (&self.index.generation, &self.index.settings);
-            return self.embeddings.search_index(snapshot, generation, query, k, settings, filter).await;
+            let ActiveIndex { generation, settings, .. } = &self.index;
+            let query = IndexQuery { generation, vector: query, k, settings, filter };
+            return self.embeddings.search_index(snapshot, &query).await;
         }
         let mut exact = ExactSearch::new(query, self.embeddings.dimension(), k);
         let mut batches = self.embeddings.vectors(snapshot, filter.cloned()).await?;

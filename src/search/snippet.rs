@@ -6,7 +6,7 @@ use std::collections::HashSet;
 pub(super) fn snippet(content: &str, heading: &str, query: &str, limit: usize) -> String {
     let body = content.strip_prefix(heading).filter(|body| !body.trim().is_empty()).unwrap_or(content);
     let wanted: HashSet<String> = query.split_whitespace().map(plain).filter(|word| word.chars().count() > 2).collect();
-    let words: Vec<&str> = body.split_whitespace().collect();
+    let words: Vec<&str> = body.split_whitespace().filter(|word| !is_markup(word)).collect();
     let lengths: Vec<usize> = words.iter().map(|word| word.chars().count() + 1).collect();
     let is_hit: Vec<bool> = words.iter().map(|word| wanted.contains(&plain(word))).collect();
     let window = best_window(&lengths, &is_hit, limit);
@@ -36,6 +36,11 @@ fn best_window(lengths: &[usize], is_hit: &[bool], limit: usize) -> std::ops::Ra
     best
 }
 
+/// Whether a word is but a mark of Markdown: the beginning of a heading, an item, a quotation, the edge of a table cell.
+fn is_markup(word: &str) -> bool {
+    word.chars().all(|c| matches!(c, '#' | '-' | '*' | '>' | '|' | ':' | '+'))
+}
+
 /// A word as it is compared: lower case, without punctuation around it.
 fn plain(word: &str) -> String {
     word.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase()
@@ -58,6 +63,7 @@ mod tests {
     #[test]
     fn without_matching_words_it_shows_the_beginning() {
         assert_eq!(snippet("Title\n\none two three", "Title", "", 9), "one two …");
+        assert_eq!(snippet("## Two\n\n- three | four", "", "", 99), "Two three four");
         assert_eq!(snippet("short", "", "nothing", 240), "short");
         assert_eq!(snippet("", "", "x", 10), "");
         assert_eq!(snippet("Only Heading", "Only Heading", "x", 100), "Only Heading");

@@ -41,7 +41,7 @@ pub use maintenance::TableSize;
 pub(crate) use meta::Meta;
 pub use runs::RunRow;
 pub(crate) use runs::Runs;
-pub(crate) use vector_index::Neighbour;
+pub(crate) use vector_index::{IndexQuery, Neighbour};
 pub use vector_index::{IndexSpec, QuerySettings};
 pub(crate) use worker::WorkerId;
 

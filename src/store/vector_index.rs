@@ -76,6 +76,18 @@ pub struct QuerySettings {
     pub refine_factor: Option<u32>,
 }
 
+/// A search of one generation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexQuery<'a> {
+    pub(crate) generation: &'a GenerationId,
+    pub(crate) vector: &'a [f32],
+    /// Neighbours at most.
+    pub(crate) k: usize,
+    pub(crate) settings: &'a QuerySettings,
+    /// Applied before `k` is counted.
+    pub(crate) filter: Option<&'a Filter>,
+}
+
 /// One neighbour.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Neighbour {
@@ -150,18 +162,10 @@ impl Embeddings {
         Ok(Some(Coverage { indexed, newer }))
     }
 
-    /// The `k` nearest rows by the generation's index, rows newer than it included, nearest first.
-    pub(crate) async fn search_index(
-        &self,
-        snapshot: &Snapshot,
-        generation: &GenerationId,
-        query: &[f32],
-        k: usize,
-        settings: &QuerySettings,
-        filter: Option<&Filter>,
-    ) -> Result<Vec<Neighbour>> {
-        let scanner = self.pinned_scanner(snapshot, generation, query, k, settings, filter).await?;
-        self.neighbours(scanner, k).await
+    /// The nearest rows by the generation's index, rows newer than it included, nearest first.
+    pub(crate) async fn search_index(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Vec<Neighbour>> {
+        let scanner = self.pinned_scanner(snapshot, query).await?;
+        self.neighbours(scanner, query.k).await
     }
 
     async fn neighbours(&self, scanner: Scanner, k: usize) -> Result<Vec<Neighbour>> {
@@ -191,15 +195,8 @@ impl Embeddings {
     }
 
     /// The plan of a pinned search, for checking that it uses the index and nothing else.
-    pub(crate) async fn explain_search(
-        &self,
-        snapshot: &Snapshot,
-        generation: &GenerationId,
-        query: &[f32],
-        k: usize,
-        settings: &QuerySettings,
-    ) -> Result<String> {
-        let scanner = self.pinned_scanner(snapshot, generation, query, k, settings, None).await?;
+    pub(crate) async fn explain_search(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<String> {
+        let scanner = self.pinned_scanner(snapshot, query).await?;
         scanner.explain_plan(true).await.map_err(|e| self.table.error("plan a search of", e))
     }
 
@@ -221,22 +218,15 @@ impl Embeddings {
         Ok(())
     }
 
-    async fn pinned_scanner(
-        &self,
-        snapshot: &Snapshot,
-        generation: &GenerationId,
-        query: &[f32],
-        k: usize,
-        settings: &QuerySettings,
-        filter: Option<&Filter>,
-    ) -> Result<Scanner> {
+    async fn pinned_scanner(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Scanner> {
         let failed = |e| self.table.error("search", e);
+        let IndexQuery { generation, vector, k, settings, filter } = *query;
         let segments = snapshot.0.load_indices_by_name(generation.as_str()).await.map_err(failed)?;
         if segments.is_empty() {
             return Err(Error::UnknownGeneration { id: generation.to_string() });
         }
         let mut scanner = snapshot.0.scan();
-        scanner.nearest(VECTOR, &Float32Array::from(query.to_vec()), k).map_err(failed)?;
+        scanner.nearest(VECTOR, &Float32Array::from(vector.to_vec()), k).map_err(failed)?;
         scanner.distance_metric(DistanceType::Cosine);
         scanner.with_index_segments(segments.iter().map(|segment| segment.uuid).collect()).map_err(failed)?;
         if has_newer_rows(&snapshot.0, &segments) {

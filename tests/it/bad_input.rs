@@ -106,3 +106,30 @@ async fn a_text_longer_than_the_window_is_cut_counted_and_reported() {
     let report = bank.backfill(Default::default()).await.unwrap();
     assert_eq!((report.ready, report.truncated), (1, 1));
 }
+
+/// A file-size limit stands in for a full disk: past it every write fails, as on a disk without space.
+#[test]
+#[cfg(unix)]
+fn a_full_disk_is_a_clear_error_and_the_next_run_continues() {
+    use std::process::Command;
+    let place = Place::with_records(6000);
+    let sync = |limit: &str| {
+        let embank = env!("CARGO_BIN_EXE_embank");
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec {embank} \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh", "--embedder", "fake:32", "--bank"]).arg(place.bank_dir());
+        command.arg("sync").arg(place.docs()).output().unwrap()
+    };
+    // In blocks of 512 bytes: the documents do not fit.
+    let full = sync("256");
+    assert_eq!(full.status.code(), Some(1), "{}", String::from_utf8_lossy(&full.stderr));
+    let message = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert!(message.contains("table documents") && message.contains("File too large"), "{message}");
+    let retried = sync("unlimited");
+    assert_eq!(retried.status.code(), Some(0), "{}", String::from_utf8_lossy(&retried.stderr));
+    assert!(
+        String::from_utf8_lossy(&retried.stdout).contains("6,000 rows"),
+        "{}",
+        String::from_utf8_lossy(&retried.stdout)
+    );
+}

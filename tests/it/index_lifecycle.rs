@@ -73,6 +73,20 @@ async fn a_build_that_ruins_recall_is_refused_and_the_old_generation_still_answe
 }
 
 #[tokio::test]
+async fn auto_finds_an_index_that_passes_over_many_equal_texts() {
+    // Five texts a thousand times each, beside a thousand different ones: what graphs are bad at.
+    let place = Place::empty();
+    let text = |n: usize| if n % 6 == 5 { sentence(n) } else { sentence(n % 6) };
+    let records: Vec<_> = (0..6000).map(|n| format!("{{\"id\": {n}, \"text\": \"{}\"}}", text(n))).collect();
+    place.write("records.jsonl", &records.join("\n"));
+    let bank = place.filled().await;
+    let validated = bank.build_validated(BuildOptions::default(), ValidateOptions::default()).await.unwrap();
+    assert!(validated.report().recall >= 0.95);
+    bank.activate(validated).await.unwrap();
+    assert_ne!(bank.status().await.unwrap().active.unwrap().kind, "flat");
+}
+
+#[tokio::test]
 async fn rollback_returns_the_earlier_answers_to_the_bit() {
     let place = Place::with_records(ROWS);
     let bank = place.filled().await;

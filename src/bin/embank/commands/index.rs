@@ -36,18 +36,19 @@ async fn build(session: &Session, args: BuildArgs) -> anyhow::Result<Exit> {
         refine_factor: args.settings.refine,
         ..gate
     };
-    let built = bank.build_index(build_options(session, &args)).await?;
-    let id = built.id().clone();
-    let validated = match bank.validate(built, options).await {
+    let validated = match bank.build_validated(build_options(session, &args), options).await {
         Ok(validated) => validated,
         Err(error) => {
-            if session.output().is_json() && matches!(error, Error::RecallTooLow { .. }) {
-                let refused = generation(&bank, &id).await?;
+            if let Error::RecallTooLow { id, .. } = &error
+                && session.output().is_json()
+            {
+                let refused = generation(&bank, &GenerationId::from_stored(id.as_str())).await?;
                 session.output().json(&serde_json::json!({ "outcome": "refused", "generation": refused }))?;
             }
             return Err(error.into());
         }
     };
+    let id = validated.id().clone();
     let activation = if args.no_activate {
         bank.set_aside(validated).await?;
         None
