@@ -5,7 +5,8 @@ use crate::store::IndexSpec;
 /// What to build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndexKind {
-    /// By the number of rows: flat below [`FLAT_BELOW`], then HNSW up to [`HNSW_UP_TO`], then IVF_PQ.
+    /// By the number of rows: flat below [`FLAT_BELOW`], then HNSW up to [`HNSW_UP_TO`], then IVF_PQ; and IVF_PQ where a graph
+    /// does not reach the recall that is required.
     #[default]
     Auto,
     /// No index: every query looks at every vector.

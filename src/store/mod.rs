@@ -18,6 +18,8 @@ mod rows;
 mod runs;
 mod schema;
 mod table;
+#[cfg(test)]
+mod tests;
 mod vector_index;
 mod worker;
 
