@@ -33,7 +33,8 @@ impl Indexing {
         target: f64,
         fixed: &FixedSettings,
     ) -> Result<(QuerySettings, Vec<TriedSettings>)> {
-        let candidates = candidates(spec, fixed);
+        let asked = queries.first().map_or(1, |query| query.neighbours.len() + 1);
+        let candidates = candidates(spec, fixed, asked);
         self.listener.report(Progress::Started { stage: Stage::Tune, total: Some(candidates.len() as u64) });
         let mut tried: Vec<TriedSettings> = Vec::with_capacity(candidates.len());
         for (done, settings) in candidates.into_iter().enumerate() {
@@ -69,8 +70,8 @@ impl Indexing {
     }
 }
 
-/// Settings worth measuring for an index, cheap ones first.
-fn candidates(spec: &IndexSpec, fixed: &FixedSettings) -> Vec<QuerySettings> {
+/// Settings worth measuring for an index that is asked for `k` neighbours, cheap ones first.
+fn candidates(spec: &IndexSpec, fixed: &FixedSettings, k: usize) -> Vec<QuerySettings> {
     let refines = fixed.refine_factor.map_or_else(|| vec![1, 2, 5, 10, 20], |r| vec![r]);
     let (probes, efs) = match *spec {
         IndexSpec::IvfPq { partitions, .. } => (list_counts(partitions), vec![None]),
@@ -78,11 +79,16 @@ fn candidates(spec: &IndexSpec, fixed: &FixedSettings) -> Vec<QuerySettings> {
     };
     let probes = fixed.nprobes.map_or(probes, |n| vec![n]);
     let efs = fixed.ef.map_or(efs, |ef| vec![Some(ef)]);
-    let mut all = Vec::new();
+    let mut all: Vec<QuerySettings> = Vec::new();
     for &refine in &refines {
         for &nprobes in &probes {
             for &ef in &efs {
-                all.push(QuerySettings { nprobes: Some(nprobes), ef, refine_factor: Some(refine) });
+                // A graph search keeps at least the candidates that are ranked again; say so, and try it once.
+                let ef = ef.map(|ef| ef.max(k * refine as usize));
+                let settings = QuerySettings { nprobes: Some(nprobes), ef, refine_factor: Some(refine) };
+                if !all.contains(&settings) {
+                    all.push(settings);
+                }
             }
         }
     }
@@ -127,7 +133,10 @@ mod tests {
         let spec = IndexSpec::IvfPq { partitions: 100, sub_vectors: 8, bits: 8, sample_rate: 256, max_iterations: 50 };
         let fixed = FixedSettings { nprobes: Some(1), ef: None, refine_factor: Some(1) };
         let want = QuerySettings { nprobes: Some(1), ef: None, refine_factor: Some(1) };
-        assert_eq!(candidates(&spec, &fixed), [want]);
+        assert_eq!(candidates(&spec, &fixed, 11), [want]);
+        let graph = IndexSpec::Hnsw { partitions: 1, edges: 20, ef_construction: 150 };
+        let efs = candidates(&graph, &FixedSettings { refine_factor: Some(10), ..fixed }, 11);
+        assert_eq!(efs.iter().map(|s| s.ef).collect::<Vec<_>>(), [Some(110), Some(128), Some(256)]);
         assert_eq!(list_counts(100), [1, 4, 16, 64, 100]);
         assert_eq!(list_counts(1), [1]);
     }

@@ -10,6 +10,7 @@ mod extract;
 mod format;
 mod known;
 mod plan;
+mod sink;
 mod skip;
 mod walk;
 

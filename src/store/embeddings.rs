@@ -1,4 +1,4 @@
-//! `embeddings__<embedder>`: one vector a chunk. Append and delete only; carries the index generations (see `vector_index`).
+//! `embeddings__<embedder>`: one vector a chunk. Append and delete only; carries the index generations (see `index_build`, `index_search`).
 //! `emb_cache__<embedder>`: vectors by content, append only; a hash may stand there twice, with the same vector.
 
 use std::collections::HashMap;

@@ -11,6 +11,8 @@ mod embeddings;
 mod filter;
 mod format;
 mod generations;
+mod index_build;
+mod index_search;
 mod lease;
 mod maintenance;
 mod meta;
@@ -20,7 +22,6 @@ mod schema;
 mod table;
 #[cfg(test)]
 mod tests;
-mod vector_index;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -38,13 +39,14 @@ pub use durability::Durability;
 pub(crate) use embeddings::{EmbeddingCache, EmbeddingRow, Embeddings, Snapshot};
 pub(crate) use filter::Filter;
 pub(crate) use generations::{GenerationRow, Generations};
+pub use index_build::IndexSpec;
+pub use index_search::QuerySettings;
+pub(crate) use index_search::{IndexQuery, Neighbour};
 pub(crate) use lease::MaintenanceLease;
 pub use maintenance::TableSize;
 pub(crate) use meta::Meta;
 pub use runs::RunRow;
 pub(crate) use runs::Runs;
-pub(crate) use vector_index::{IndexQuery, Neighbour};
-pub use vector_index::{IndexSpec, QuerySettings};
 pub(crate) use worker::WorkerId;
 
 use crate::clock::Clock;

@@ -1,18 +1,15 @@
-//! Index generations on the vector column of an embeddings table: build under a name, search exactly that one, drop.
+//! Building an index generation under a name.
 //!
-//! Guarantees: a search is pinned to one generation by its segments, whatever else exists on the column; rows that are newer
-//! than the index are searched flat with it; a build that cannot work (too few rows, an index that covers nothing) is an
-//! error, not an empty index. Must not know: recall, thresholds, pointers.
+//! Guarantees: a build that cannot work (too few rows, an index that covers nothing) is an error, not an empty index; a
+//! cancelled one leaves nothing that a search could find. Must not know: recall, thresholds, pointers.
 
 use std::sync::Arc;
 
 use arrow_array::types::Float32Type;
-use arrow_array::{FixedSizeListArray, Float32Array, PrimitiveArray};
+use arrow_array::{FixedSizeListArray, PrimitiveArray};
 use arrow_schema::{DataType, Field};
 use async_trait::async_trait;
 use futures::TryStreamExt;
-use lance::Dataset;
-use lance::dataset::scanner::Scanner;
 use lance::index::DatasetIndexExt;
 use lance::index::vector::VectorIndexParams;
 use lance_index::IndexType;
@@ -26,11 +23,9 @@ use lance_linalg::distance::DistanceType;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{Embeddings, Snapshot};
-use super::filter::Filter;
-use super::rows::Rows;
 use super::schema::VECTOR;
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, GenerationId};
+use crate::id::GenerationId;
 use crate::progress::{Cancel, Listener, Progress, Stage};
 
 /// How often a running build looks whether it was cancelled.
@@ -64,43 +59,14 @@ pub enum IndexSpec {
     },
 }
 
-/// How to search an index; validated together with it and stored with its generation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct QuerySettings {
-    /// Inverted lists to look into.
-    pub nprobes: Option<usize>,
-    /// Candidates of the graph search.
-    pub ef: Option<usize>,
-    /// Candidates per result that are ranked again by their exact distance. Always set for quantised kinds: their own
-    /// distances are on another scale.
-    pub refine_factor: Option<u32>,
-}
-
-/// A search of one generation.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct IndexQuery<'a> {
-    pub(crate) generation: &'a GenerationId,
-    pub(crate) vector: &'a [f32],
-    /// Neighbours at most.
-    pub(crate) k: usize,
-    pub(crate) settings: &'a QuerySettings,
-    /// Applied before `k` is counted.
-    pub(crate) filter: Option<&'a Filter>,
-}
-
-/// One neighbour.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Neighbour {
-    pub(crate) row_id: u64,
-    /// 1 − cosine: 0 for the same direction, 2 for the opposite.
-    pub(crate) distance: f32,
-}
-
-/// What a generation's index covers in a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Coverage {
-    pub(crate) indexed: u64,
-    pub(crate) newer: u64,
+impl IndexSpec {
+    /// The kind as a word.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::IvfPq { .. } => "ivf-pq",
+            Self::Hnsw { .. } => "hnsw",
+        }
+    }
 }
 
 impl Embeddings {
@@ -142,114 +108,6 @@ impl Embeddings {
             });
         }
         Ok(snapshot)
-    }
-
-    /// What the generation's index covers; `None` if there is no index of that name.
-    pub(crate) async fn coverage(&self, snapshot: &Snapshot, generation: &GenerationId) -> Result<Option<Coverage>> {
-        let failed = |e| self.table.error("read the indexes of", e);
-        let segments = snapshot.0.load_indices_by_name(generation.as_str()).await.map_err(failed)?;
-        if segments.is_empty() {
-            return Ok(None);
-        }
-        let (mut indexed, mut newer) = (0, 0);
-        for fragment in snapshot.0.get_fragments() {
-            let number = u32::try_from(fragment.id()).unwrap_or(u32::MAX);
-            let covered =
-                segments.iter().any(|s| s.fragment_bitmap.as_ref().is_some_and(|bitmap| bitmap.contains(number)));
-            let rows = fragment.count_rows(None).await.map_err(failed)? as u64;
-            *(if covered { &mut indexed } else { &mut newer }) += rows;
-        }
-        Ok(Some(Coverage { indexed, newer }))
-    }
-
-    /// The nearest rows by the generation's index, rows newer than it included, nearest first.
-    pub(crate) async fn search_index(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Vec<Neighbour>> {
-        let scanner = self.pinned_scanner(snapshot, query).await?;
-        self.neighbours(scanner, query.k).await
-    }
-
-    async fn neighbours(&self, scanner: Scanner, k: usize) -> Result<Vec<Neighbour>> {
-        let failed = |e| self.table.error("search", e);
-        let batches: Vec<_> = scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
-        let mut neighbours = Vec::with_capacity(k);
-        for batch in &batches {
-            let rows = Rows::new(self.table.name(), batch);
-            let (row_ids, distances) = (rows.row_ids()?, rows.floats("_distance")?);
-            let pairs = row_ids.values().iter().zip(distances.values());
-            neighbours.extend(pairs.map(|(&row_id, &distance)| Neighbour { row_id, distance }));
-        }
-        neighbours.sort_by(|a, b| a.distance.total_cmp(&b.distance).then(a.row_id.cmp(&b.row_id)));
-        neighbours.truncate(k);
-        Ok(neighbours)
-    }
-
-    /// The `k` nearest rows by the storage engine's own scan of every vector; slow, and an oracle for our exact search.
-    pub(crate) async fn scan_nearest(&self, snapshot: &Snapshot, query: &[f32], k: usize) -> Result<Vec<Neighbour>> {
-        let failed = |e| self.table.error("search", e);
-        let mut scanner = snapshot.0.scan();
-        scanner.nearest(VECTOR, &Float32Array::from(query.to_vec()), k).map_err(failed)?;
-        scanner.distance_metric(DistanceType::Cosine).use_index(false);
-        scanner.project(&["_distance"]).map_err(failed)?;
-        scanner.with_row_id();
-        self.neighbours(scanner, k).await
-    }
-
-    /// The plan of a pinned search, for checking that it uses the index and nothing else.
-    pub(crate) async fn explain_search(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<String> {
-        let scanner = self.pinned_scanner(snapshot, query).await?;
-        scanner.explain_plan(true).await.map_err(|e| self.table.error("plan a search of", e))
-    }
-
-    /// Loads the generation's index into the cache.
-    pub(crate) async fn prewarm(&self, snapshot: &Snapshot, generation: &GenerationId) -> Result<()> {
-        snapshot.0.prewarm_index(generation.as_str()).await.map_err(|e| self.table.error("prewarm an index of", e))
-    }
-
-    /// Removes the generation's index; nothing happens if there is none.
-    pub(crate) async fn drop_index(&self, generation: &GenerationId) -> Result<()> {
-        self.refresh().await?;
-        let mut dataset = self.snapshot().await?.0.as_ref().clone();
-        let failed = |e| self.table.error("drop an index of", e);
-        if dataset.load_indices_by_name(generation.as_str()).await.map_err(failed)?.is_empty() {
-            return Ok(());
-        }
-        dataset.drop_index(generation.as_str()).await.map_err(failed)?;
-        self.table.adopt(dataset);
-        Ok(())
-    }
-
-    async fn pinned_scanner(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Scanner> {
-        let failed = |e| self.table.error("search", e);
-        let IndexQuery { generation, vector, k, settings, filter } = *query;
-        let segments = snapshot.0.load_indices_by_name(generation.as_str()).await.map_err(failed)?;
-        if segments.is_empty() {
-            return Err(Error::UnknownGeneration { id: generation.to_string() });
-        }
-        let mut scanner = snapshot.0.scan();
-        scanner.nearest(VECTOR, &Float32Array::from(vector.to_vec()), k).map_err(failed)?;
-        scanner.distance_metric(DistanceType::Cosine);
-        scanner.with_index_segments(segments.iter().map(|segment| segment.uuid).collect()).map_err(failed)?;
-        if has_newer_rows(&snapshot.0, &segments) {
-            // Fragments outside the segments are then searched flat; without this they would be left out.
-            scanner.with_fragments(snapshot.0.fragments().to_vec());
-        }
-        if let Some(nprobes) = settings.nprobes {
-            scanner.nprobes(nprobes);
-        }
-        if let Some(ef) = settings.ef {
-            // The graph is asked for all candidates that are ranked again, and cannot keep fewer than it is asked for.
-            scanner.ef(ef.max(k * settings.refine_factor.unwrap_or(1) as usize));
-        }
-        if let Some(factor) = settings.refine_factor {
-            scanner.refine(factor);
-        }
-        if let Some(filter) = filter {
-            scanner.filter(&filter.to_sql()).map_err(failed)?;
-            scanner.prefilter(true);
-        }
-        scanner.project(&["_distance"]).map_err(failed)?;
-        scanner.with_row_id();
-        Ok(scanner)
     }
 
     async fn index_params(
@@ -321,30 +179,6 @@ impl Embeddings {
         });
         training.await.map_err(|e| self.table.error("train partitions of", e))?
     }
-
-    /// Chunk ids of neighbours, in their order; rows that were deleted meanwhile are left out.
-    pub(crate) async fn chunk_ids(&self, snapshot: &Snapshot, neighbours: &[Neighbour]) -> Result<Vec<(ChunkId, f32)>> {
-        let row_ids: Vec<_> = neighbours.iter().map(|n| n.row_id).collect();
-        let ids = self.take_ids(snapshot, &row_ids).await?;
-        Ok(neighbours.iter().filter_map(|n| Some((ids.get(&n.row_id)?.clone(), n.distance))).collect())
-    }
-}
-
-impl IndexSpec {
-    /// The kind as a word.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::IvfPq { .. } => "ivf-pq",
-            Self::Hnsw { .. } => "hnsw",
-        }
-    }
-}
-
-fn has_newer_rows(dataset: &Dataset, segments: &[lance_table::format::IndexMetadata]) -> bool {
-    let covered = |number: u32| {
-        segments.iter().any(|segment| segment.fragment_bitmap.as_ref().is_some_and(|bitmap| bitmap.contains(number)))
-    };
-    dataset.fragments().iter().any(|fragment| !covered(u32::try_from(fragment.id).unwrap_or(u32::MAX)))
 }
 
 /// Refuses what Lance would turn into an empty index or a late failure.
