@@ -342,7 +342,7 @@ impl Bank {
                 Some(generation) => Some(crate::schedule::ActiveStatistics {
                     rows_at_build: generation.rows,
                     newer: self.newer_than(active.as_ref()).await?,
-                    is_flat: generation.spec.is_none(),
+                    kind: generation.index_kind(),
                 }),
             },
         })

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pointer::Pointer;
 use super::recall::RecallReport;
+use super::rules::IndexKind;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::id::{EmbedderId, GenerationId};
@@ -154,6 +155,15 @@ impl Record {
 }
 
 impl Generation {
+    /// Its kind, as it would be asked for.
+    pub(crate) fn index_kind(&self) -> IndexKind {
+        match self.spec {
+            None => IndexKind::Flat,
+            Some(IndexSpec::IvfPq { .. }) => IndexKind::IvfPq,
+            Some(IndexSpec::Hnsw { .. }) => IndexKind::Hnsw,
+        }
+    }
+
     pub(super) fn from_row(row: &GenerationRow, pointer: &Pointer) -> Result<Self> {
         let record = Record::from_row(row)?;
         let state = match record.state {

@@ -17,6 +17,18 @@ pub enum IndexKind {
     Hnsw,
 }
 
+impl IndexKind {
+    /// The kind as a word.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Flat => "flat",
+            Self::IvfPq => "ivf-pq",
+            Self::Hnsw => "hnsw",
+        }
+    }
+}
+
 /// Rows below which `auto` stays flat: an exact pass over 5,000 × 384 floats takes about a millisecond, less than a planned
 /// index query.
 pub const FLAT_BELOW: u64 = 5_000;

@@ -15,7 +15,7 @@ use crate::backfill::{BackfillOptions, BackfillReport};
 use crate::engine::{Bank, Pending, owned_paths};
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
-use crate::index::{BuildOptions, IndexKind, RecallReport, ValidateOptions};
+use crate::index::{BuildOptions, RecallReport, ValidateOptions};
 use crate::ingest::{IngestOptions, IngestReport};
 
 /// How to bring a bank up to date.
@@ -125,8 +125,7 @@ impl Bank {
         build: BuildOptions,
         validate: ValidateOptions,
     ) -> Result<IndexOutcome> {
-        let wants_flat = build.kind == IndexKind::Auto;
-        let reason = match policy.decide(&self.index_statistics().await?, wants_flat) {
+        let reason = match policy.decide(&self.index_statistics().await?, build.kind) {
             IndexAction::Nothing => return Ok(IndexOutcome::Nothing),
             IndexAction::Keep { reason } => return Ok(IndexOutcome::Kept { reason }),
             IndexAction::Build { reason } => reason,

@@ -1,6 +1,6 @@
 //! When to build a new index: a pure function of what is indexed and what is not.
 
-use crate::index::FLAT_BELOW;
+use crate::index::{FLAT_BELOW, IndexKind};
 
 /// What the decision is made by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub struct ActiveStatistics {
     pub rows_at_build: u64,
     /// Rows that are newer; they are searched flat.
     pub newer: u64,
-    /// Whether it is a flat generation, which covers everything at once.
-    pub is_flat: bool,
+    /// Its kind; a flat one covers everything at once. Never [`IndexKind::Auto`].
+    pub kind: IndexKind,
 }
 
 /// When to build.
@@ -56,8 +56,8 @@ pub enum IndexAction {
 }
 
 impl RebuildPolicy {
-    /// Decides. `outgrows_flat`: whether a flat generation is to be replaced once the bank is large enough for an index.
-    pub fn decide(&self, statistics: &IndexStatistics, outgrows_flat: bool) -> IndexAction {
+    /// Decides, for somebody who wants indexes of this kind. With [`IndexKind::Auto`] any will do that fits the bank's size.
+    pub fn decide(&self, statistics: &IndexStatistics, wanted: IndexKind) -> IndexAction {
         let IndexStatistics { rows, active } = *statistics;
         if rows == 0 {
             return IndexAction::Nothing;
@@ -65,8 +65,12 @@ impl RebuildPolicy {
         let Some(active) = active else {
             return IndexAction::Build { reason: "there is no index yet".to_owned() };
         };
-        if active.is_flat {
-            return if outgrows_flat && rows >= FLAT_BELOW {
+        if wanted != IndexKind::Auto && wanted != active.kind {
+            let reason = format!("{} was asked for, {} is active", wanted.label(), active.kind.label());
+            return IndexAction::Build { reason };
+        }
+        if active.kind == IndexKind::Flat {
+            return if wanted == IndexKind::Auto && rows >= FLAT_BELOW {
                 IndexAction::Build { reason: format!("{rows} rows have outgrown flat search") }
             } else {
                 IndexAction::Keep { reason: "flat search covers every row".to_owned() }
@@ -88,9 +92,11 @@ impl RebuildPolicy {
 mod tests {
     use super::*;
 
-    fn decide(rows: u64, active: Option<(u64, u64, bool)>) -> &'static str {
-        let active = active.map(|(rows_at_build, newer, is_flat)| ActiveStatistics { rows_at_build, newer, is_flat });
-        match RebuildPolicy::default().decide(&IndexStatistics { rows, active }, true) {
+    use IndexKind::{Auto, Flat, Hnsw};
+
+    fn decide(rows: u64, active: Option<(u64, u64, IndexKind)>, wanted: IndexKind) -> &'static str {
+        let active = active.map(|(rows_at_build, newer, kind)| ActiveStatistics { rows_at_build, newer, kind });
+        match RebuildPolicy::default().decide(&IndexStatistics { rows, active }, wanted) {
             IndexAction::Nothing => "nothing",
             IndexAction::Keep { .. } => "keep",
             IndexAction::Build { .. } => "build",
@@ -99,14 +105,23 @@ mod tests {
 
     #[test]
     fn builds_when_there_is_none_when_flat_is_outgrown_and_when_too_much_changed() {
-        assert_eq!(decide(0, None), "nothing");
-        assert_eq!(decide(10, None), "build");
-        assert_eq!(decide(FLAT_BELOW - 1, Some((10, 0, true))), "keep");
-        assert_eq!(decide(FLAT_BELOW, Some((10, 0, true))), "build");
-        assert_eq!(decide(10_000, Some((10_000, 0, false))), "keep");
-        assert_eq!(decide(12_000, Some((10_000, 2_000, false))), "keep");
-        assert_eq!(decide(13_000, Some((10_000, 3_000, false))), "build");
-        assert_eq!(decide(7_000, Some((10_000, 0, false))), "build");
-        assert_eq!(decide(1_000_000, Some((949_000, 51_000, false))), "build");
+        let auto = |rows, active| decide(rows, active, Auto);
+        assert_eq!(auto(0, None), "nothing");
+        assert_eq!(auto(10, None), "build");
+        assert_eq!(auto(FLAT_BELOW - 1, Some((10, 0, Flat))), "keep");
+        assert_eq!(auto(FLAT_BELOW, Some((10, 0, Flat))), "build");
+        assert_eq!(auto(10_000, Some((10_000, 0, Hnsw))), "keep");
+        assert_eq!(auto(12_000, Some((10_000, 2_000, Hnsw))), "keep");
+        assert_eq!(auto(13_000, Some((10_000, 3_000, Hnsw))), "build");
+        assert_eq!(auto(7_000, Some((10_000, 0, Hnsw))), "build");
+        assert_eq!(auto(1_000_000, Some((949_000, 51_000, Hnsw))), "build");
+    }
+
+    #[test]
+    fn a_kind_that_is_asked_for_replaces_another_one_and_stays() {
+        assert_eq!(decide(1_000, Some((1_000, 0, Flat)), Hnsw), "build");
+        assert_eq!(decide(1_000, Some((1_000, 0, Hnsw)), Flat), "build");
+        assert_eq!(decide(1_000, Some((1_000, 0, Hnsw)), Hnsw), "keep");
+        assert_eq!(decide(100_000, Some((10, 0, Flat)), Flat), "keep");
     }
 }
