@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod concurrency;
 mod embed_local;
+mod evaluation;
 mod examples;
 mod harness;
 mod index_lifecycle;
