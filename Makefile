@@ -11,7 +11,7 @@ help:
 	@echo "make demo   embed dev_data/docs with a real model, build an index, ask three questions"
 	@echo "make test   all tests"
 	@echo "make eval   nDCG@10 and recall@10 on dev_data's judgements"
-	@echo "make lint   format and clippy, as CI does"
+	@echo "make lint   format, clippy and rustdoc, as CI does"
 
 setup:
 	@scripts/setup.sh
@@ -43,3 +43,4 @@ test: model
 lint: setup
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --lib

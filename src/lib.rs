@@ -73,7 +73,7 @@ pub use index::{
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
 pub use search::{Grouping, Hit, SearchFilter, SearchOptions, SearchResult};
-pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, transition};
+pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};
 pub use store::{
     DocumentRow, Durability, IndexSpec, QuerySettings, RunRow, StatusCounts, StatusRow, StoreOptions, TableSize,
 };

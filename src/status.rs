@@ -31,7 +31,7 @@ pub enum ChunkEvent {
 }
 
 /// Attempts after which an [`ChunkState::Error`] is final until somebody asks for a retry. Five attempts with the pauses of
-/// [`retry_delay`] span about an hour: longer than a restart of a remote service, shorter than a night.
+/// [`retry_at`] span about an hour: longer than a restart of a remote service, shorter than a night.
 pub const MAX_ATTEMPTS: u32 = 5;
 
 /// The state after `event`, or `None` where the event is not allowed.
