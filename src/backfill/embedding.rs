@@ -29,6 +29,8 @@ impl Backfill {
         report: &mut BackfillReport,
     ) -> Result<()> {
         let ids: Vec<_> = claimed.iter().map(|row| row.id.clone()).collect();
+        // After the claim: an ingest writes documents before states, so what is claimed is visible now, or gone.
+        self.store.documents_refresh().await?;
         let passages = self.store.documents.passages(&ids).await?;
         let orphans: Vec<_> = ids.iter().filter(|id| !passages.contains_key(id)).cloned().collect();
         // Their document was deleted after the claim.

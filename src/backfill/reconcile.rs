@@ -59,6 +59,10 @@ impl Backfill {
         while let Some(some) = ids.try_next().await? {
             known.extend(some.into_iter().map(|id| (id, true)));
         }
+        // The documents after the states: an ingest that runs now writes them the other way round, so that a state without a
+        // document really has none.
+        self.store.documents_refresh().await?;
+        let version = self.store.documents.version().await?.to_string();
         // In the order of the documents, so that claims follow it.
         let mut missing = Vec::new();
         let mut documents = self.store.documents.ids().await?;

@@ -155,6 +155,8 @@ impl ChunkStatus {
         lease: Duration,
         limit: usize,
     ) -> Result<Vec<StatusRow>> {
+        // What others have claimed meanwhile need not be fought for.
+        self.0.refresh().await?;
         let due = due(embedder, now, &self.dead_owners(embedder, now).await?);
         let mut rows = self.read(due.clone(), Some(limit)).await?;
         if rows.is_empty() {

@@ -83,3 +83,27 @@ async fn a_generation_whose_builder_died_is_failed_and_removed_by_the_next_build
     assert_eq!(lost.state, embank::GenerationState::Failed);
     assert_eq!(lost.error.as_deref(), Some("interrupted while validating"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_backfill_beside_a_growing_folder_takes_no_new_document_for_a_deleted_one() {
+    let place = Place::with_documents(40);
+    let bank = place.filled().await;
+    // A handle that has seen the bank as it was, and works on while another one adds to it.
+    let worker = another(&place).await;
+    worker.backfill(BackfillOptions::default()).await.unwrap();
+    for round in 0..4 {
+        for number in 0..10 {
+            place.write(&format!("late/{round}-{number}.txt"), &crate::harness::sentence(1000 + round * 10 + number));
+        }
+        let (ingested, embedded) = tokio::join!(
+            bank.ingest(&[place.docs()], IngestOptions::default()),
+            worker.backfill(BackfillOptions::default()),
+        );
+        ingested.unwrap();
+        assert_eq!(embedded.unwrap().reconciled.orphans, 0, "round {round}");
+    }
+    worker.backfill(BackfillOptions::default()).await.unwrap();
+    let contents = another(&place).await.contents().await.unwrap();
+    assert_eq!((contents.documents.len(), contents.status.len(), contents.embeddings.len()), (80, 80, 80));
+    assert!(contents.status.iter().all(|row| row.1 == ChunkState::Ready));
+}
