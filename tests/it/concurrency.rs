@@ -1,9 +1,11 @@
 //! Several workers on one bank: both make progress, no row twice.
 
-use embank::{BackfillOptions, Bank, ChunkState, Error, IndexKind, IngestOptions};
 use std::sync::Arc;
 
-use crate::harness::{Place, build};
+use embank::embed::{Embedded, Embedder, EmbedderIdentity, FakeEmbedder, TextKind, TokenCounter};
+use embank::{BackfillOptions, Bank, ChunkState, Error, IndexKind, IngestOptions};
+
+use crate::harness::{Place, build, sentence};
 
 /// A handle with its own connection, as another process would have.
 async fn another(place: &Place) -> Bank {
@@ -84,26 +86,44 @@ async fn a_generation_whose_builder_died_is_failed_and_removed_by_the_next_build
     assert_eq!(lost.error.as_deref(), Some("interrupted while validating"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_backfill_beside_a_growing_folder_takes_no_new_document_for_a_deleted_one() {
-    let place = Place::with_documents(40);
-    let bank = place.filled().await;
-    // A handle that has seen the bank as it was, and works on while another one adds to it.
-    let worker = another(&place).await;
-    worker.backfill(BackfillOptions::default()).await.unwrap();
-    for round in 0..4 {
-        for number in 0..10 {
-            place.write(&format!("late/{round}-{number}.txt"), &crate::harness::sentence(1000 + round * 10 + number));
-        }
-        let (ingested, embedded) = tokio::join!(
-            bank.ingest(&[place.docs()], IngestOptions::default()),
-            worker.backfill(BackfillOptions::default()),
-        );
-        ingested.unwrap();
-        assert_eq!(embedded.unwrap().reconciled.orphans, 0, "round {round}");
+/// The fake embedder, in whose first call another handle adds documents to the bank.
+struct Meanwhile {
+    fake: FakeEmbedder,
+    other: Bank,
+    docs: std::path::PathBuf,
+    added: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait::async_trait]
+impl Embedder for Meanwhile {
+    fn identity(&self) -> &EmbedderIdentity {
+        self.fake.identity()
     }
-    worker.backfill(BackfillOptions::default()).await.unwrap();
-    let contents = another(&place).await.contents().await.unwrap();
-    assert_eq!((contents.documents.len(), contents.status.len(), contents.embeddings.len()), (80, 80, 80));
+
+    fn token_counter(&self) -> embank::Result<Arc<dyn TokenCounter>> {
+        self.fake.token_counter()
+    }
+
+    async fn embed(&self, kind: TextKind, texts: &[String]) -> embank::Result<Vec<Embedded>> {
+        if !self.added.swap(true, std::sync::atomic::Ordering::SeqCst) {
+            for number in 0..10 {
+                std::fs::write(self.docs.join(format!("late-{number}.txt")), sentence(1000 + number)).unwrap();
+            }
+            self.other.ingest(&[&self.docs], IngestOptions::default()).await.unwrap();
+        }
+        self.fake.embed(kind, texts).await
+    }
+}
+
+#[tokio::test]
+async fn a_running_backfill_takes_up_new_documents_and_never_takes_them_for_deleted_ones() {
+    let place = Place::with_documents(40);
+    let other = place.bank().await;
+    other.ingest(&[place.docs()], IngestOptions::default()).await.unwrap();
+    let meanwhile = Meanwhile { fake: place.fake.clone(), other, docs: place.docs(), added: false.into() };
+    let worker = Bank::open(place.bank_dir(), Arc::new(meanwhile), place.options()).await.unwrap();
+    assert_eq!(worker.backfill(BackfillOptions::default()).await.unwrap().ready, 50);
+    let contents = worker.contents().await.unwrap();
+    assert_eq!((contents.documents.len(), contents.status.len(), contents.embeddings.len()), (50, 50, 50));
     assert!(contents.status.iter().all(|row| row.1 == ChunkState::Ready));
 }
