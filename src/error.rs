@@ -138,6 +138,20 @@ pub enum Error {
         #[source]
         source: Option<BoxError>,
     },
+    /// A model answers otherwise than it is known to answer: something is wrong with the machine or with this build.
+    #[error(
+        "model {model} has drifted: its vector of `{text}` has cosine {cosine:.6} to the one on record, below {required}; `embank model verify {model}` checks it again"
+    )]
+    ModelDrift {
+        /// The model's name.
+        model: String,
+        /// The text whose vector differs most.
+        text: String,
+        /// Its cosine to the vector on record.
+        cosine: f64,
+        /// The cosine that was required.
+        required: f64,
+    },
     /// A model could not be fetched from any source.
     #[error("cannot fetch {model}: {reason}; on a machine without network use `embank model pull {model} --from DIR`")]
     ModelFetch {
@@ -145,6 +159,12 @@ pub enum Error {
         model: String,
         /// What each source answered.
         reason: String,
+    },
+    /// A text was to be embedded by a model that knows images alone.
+    #[error("model {model} embeds images alone; texts need a model with a text tower, such as CLIP")]
+    NoTextTower {
+        /// The model's name.
+        model: String,
     },
     /// The embedder failed as a whole (a single bad text is a row in the report, never this).
     #[error("embedder {embedder} failed: {reason}")]
@@ -156,6 +176,43 @@ pub enum Error {
         /// The cause, where there is one.
         #[source]
         source: Option<BoxError>,
+    },
+
+    /// A remote provider refuses this caller, this model or this address, whatever the texts.
+    #[error("{provider} refuses with status {status}: {reason}; check key, model name and base URL")]
+    ProviderRefused {
+        /// The provider's host.
+        provider: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        reason: String,
+    },
+    /// A remote provider stayed away for as long as was to be waited, or in as many attempts as were allowed.
+    #[error("{provider} is unavailable, {waited_seconds} s were waited; running it again continues")]
+    ProviderUnavailable {
+        /// The provider's host.
+        provider: String,
+        /// Seconds that the request waited, all pauses together.
+        waited_seconds: u64,
+        /// The last failure.
+        #[source]
+        source: Option<BoxError>,
+    },
+    /// The next request might pass a spend cap; it was not sent.
+    #[error(
+        "the cap of this {scope} ({cap}) leaves no room: {spent_tokens} tokens are spent or set aside, the next request may \
+         take {wanted_tokens}; raise the cap or wait"
+    )]
+    SpendCapReached {
+        /// `run` or `day`.
+        scope: &'static str,
+        /// The cap, in words.
+        cap: String,
+        /// Tokens that are spent, or set aside for requests under way.
+        spent_tokens: u64,
+        /// Upper bound of the next request.
+        wanted_tokens: u64,
     },
 
     /// A query cannot be searched for.
@@ -217,6 +274,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether an embedder that failed like this would fail for every other text too: a run stops then, instead of marking
+    /// chunk after chunk as failed.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Self::EmbedderFailed { .. })
+    }
+
     /// An [`Error::Io`] on `path`; for use with `map_err`.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

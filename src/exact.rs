@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use gemm::Parallelism;
+use crate::kernels::{self, Cpu};
 
 /// Rows multiplied at once: 256 × 384 floats are 384 KiB, which stays in the second-level cache beside the queries.
 const BLOCK_ROWS: usize = 256;
@@ -80,36 +80,9 @@ impl ExactSearch {
     /// products[row, query] = block[row] · queries[query].
     fn multiply(&mut self, block: &[f32], rows: usize) {
         let queries = self.nearest.len();
-        if queries == 0 || rows == 0 || block.len() < rows * self.dimension {
-            return;
-        }
-        let [stride, wide] = [self.dimension, queries].map(|n| isize::try_from(n).unwrap_or(isize::MAX));
-        #[expect(unsafe_code, reason = "the gemm crate takes raw pointers; the bounds are checked right here")]
-        // SAFETY: the destination holds BLOCK_ROWS × queries ≥ rows × queries floats (allocated in `new`; rows ≤ BLOCK_ROWS
-        // by the chunking in `feed`), the left side rows × dimension (checked above), the right side queries × dimension
-        // (built in `new`); strides describe exactly these row-major layouts, and the three buffers do not overlap.
-        unsafe {
-            gemm::gemm(
-                rows,
-                queries,
-                self.dimension,
-                self.products.as_mut_ptr(),
-                1,
-                wide,
-                false,
-                block.as_ptr(),
-                1,
-                stride,
-                self.queries.as_ptr(),
-                stride,
-                1,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
+        let products = self.products.get_mut(..rows * queries);
+        if let (Some(block), Some(products)) = (block.get(..rows * self.dimension), products) {
+            kernels::products(Cpu::best(), block, &self.queries, self.dimension, products);
         }
     }
 

@@ -53,6 +53,8 @@ mod exact;
 mod id;
 mod index;
 mod ingest;
+mod kernels;
+mod ledger;
 pub mod progress;
 mod sample;
 pub mod schedule;

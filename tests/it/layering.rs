@@ -69,6 +69,18 @@ fn only_the_local_embedder_names_burn() {
 }
 
 #[test]
+fn only_the_kernels_are_unsafe() {
+    for (file, text) in sources("src") {
+        if !file.starts_with("src/kernels/") && file != "src/lib.rs" {
+            let words =
+                |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w.starts_with("unsafe"));
+            let offender = code(&text).find(|line| words(line));
+            assert_eq!(offender, None, "{file} is unsafe, which only src/kernels/ may be");
+        }
+    }
+}
+
+#[test]
 fn stages_do_not_import_one_another_and_layers_do_not_look_up() {
     let stages = ["ingest", "backfill", "index", "search"];
     let above = ["engine", "schedule", "evaluate"];
