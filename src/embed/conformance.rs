@@ -1,15 +1,21 @@
 //! The contract of [`Embedder`], as a check that every implementation passes.
 //!
-//! Asks for a few dozen short texts and two as long as the window. Must not know: any implementation.
+//! Asks for some two hundred short texts, three about as long as the window, and a few that nobody writes but files hold.
+//! Must not know: any implementation.
+
+use futures::future::join_all;
 
 use super::{Embedded, Embedder, EmbedderIdentity, TextKind, check_vector};
 
 /// Cosine above which two vectors count as the same, as the contract says.
 const SAME: f32 = 0.9999;
 
-/// Texts of different lengths and scripts, no two of them alike.
-const SAMPLES: [&str; 9] = [
+/// Texts of different lengths and scripts, no two of them alike. The first [`TOLD_APART`] are such that any model knows their
+/// words; a small one may know none of another script.
+const SAMPLES: [&str; 11] = [
     "water",
+    "two bees",
+    "boil it first",
     "Boil surface water for one minute before drinking it.",
     "How long do jars of apple sauce keep?",
     "Bees cluster when the hive is colder than about fourteen degrees; leave them alone until spring, and heft the hive \
@@ -20,6 +26,29 @@ const SAMPLES: [&str; 9] = [
     "🐝🍯",
     "x = (a + b) / 2; // 3.14159",
 ];
+
+/// Samples whose vectors must differ, or an order that is wrong could not be seen.
+const TOLD_APART: usize = 6;
+
+/// Callers that ask at the same time.
+const CALLERS: usize = 6;
+
+/// Texts that an embedder must survive: nothing, only white space, one endless word, joined and modified emoji, scripts that
+/// run from right to left with marks and overrides, NUL and other control characters, and nothing but marks.
+fn odd_texts() -> Vec<String> {
+    let endless = "w".repeat(10_000);
+    [
+        "",
+        " \t\r\n\u{a0}\u{3000}",
+        &endless,
+        "👩🏽‍🌾👨‍👩‍👧‍👦🏳️‍🌈 3️⃣",
+        "كيف نحفظ ماء المطر؟ שָׁלוֹם \u{202e}override\u{202c}",
+        "before\0after \u{1b}[31m\u{7f}\u{200b}\u{feff}",
+        "z͑ͫ̓ͪ̂ͫ ?!… [CLS] [SEP] </s> <unk>",
+    ]
+    .map(str::to_owned)
+    .into()
+}
 
 /// Checks that `embedder` keeps the contract of [`Embedder`].
 ///
@@ -33,7 +62,9 @@ pub async fn check_conformance(embedder: &dyn Embedder) -> Result<(), String> {
     for kind in [TextKind::Passage, TextKind::Query] {
         check_answers(embedder, &identity, kind).await?;
     }
+    check_odd_texts(embedder, &identity).await?;
     check_window(embedder, &identity).await?;
+    check_callers(embedder).await?;
     if *embedder.identity() != identity {
         return Err("identity: it changed while texts were embedded".into());
     }
@@ -45,13 +76,20 @@ async fn check_answers(embedder: &dyn Embedder, identity: &EmbedderIdentity, kin
     if !none.is_empty() {
         return Err(format!("count: {} answers for no text", none.len()));
     }
-    let texts: Vec<String> = SAMPLES.iter().map(|&text| text.to_owned()).collect();
+    let counter = embedder.token_counter().map_err(|e| format!("token counter: {e}"))?;
+    // Some windows are small; what is cut may well be the same as another text.
+    let fits = |text: &&str| counter.count_tokens(text) <= counter.max_text_tokens();
+    let told_apart = SAMPLES.iter().take(TOLD_APART).filter(|text| fits(text)).count();
+    let texts: Vec<String> = SAMPLES.into_iter().filter(fits).map(str::to_owned).collect();
+    if told_apart < 2 {
+        return Err(format!("token counter: not even two short texts fit a window of {}", identity.max_tokens));
+    }
     let together = embed(embedder, kind, &texts).await?;
     for (text, answer) in texts.iter().zip(&together) {
         check_answer(text, answer, identity)?;
     }
-    for (i, (text, a)) in texts.iter().zip(&together).enumerate() {
-        if together.iter().skip(i + 1).any(|b| cosine(&a.vector, &b.vector) > SAME) {
+    for (i, (text, a)) in texts.iter().zip(&together).take(told_apart).enumerate() {
+        if together.iter().take(told_apart).skip(i + 1).any(|b| cosine(&a.vector, &b.vector) > SAME) {
             return Err(format!("order: the vector of `{text}` is also that of another text"));
         }
     }
@@ -64,6 +102,55 @@ async fn check_answers(embedder: &dyn Embedder, identity: &EmbedderIdentity, kin
     let backwards = embed(embedder, kind, &reversed).await?;
     for ((text, answer), other) in texts.iter().zip(&together).zip(backwards.iter().rev()) {
         check_same(text, answer, Some(other))?;
+    }
+    Ok(())
+}
+
+/// Each odd text has an answer like any other, alone and among ordinary ones.
+async fn check_odd_texts(embedder: &dyn Embedder, identity: &EmbedderIdentity) -> Result<(), String> {
+    let odd = odd_texts();
+    let ordinary = SAMPLES.iter().map(|&text| text.to_owned());
+    // One of each, in turn, as they come in a batch of a backfill.
+    let mixed: Vec<String> = odd.iter().cloned().zip(ordinary).flat_map(|(odd, ordinary)| [odd, ordinary]).collect();
+    let together = embed(embedder, TextKind::Passage, &mixed).await?;
+    for (text, answer) in odd.iter().zip(together.iter().step_by(2)) {
+        let shown: String = text.chars().take(20).collect();
+        check_vector(&answer.vector, identity)
+            .map_err(|defect| format!("vector of `{}`: {defect}", shown.escape_debug()))?;
+        check_tokens(answer, identity)?;
+        let alone = embed(embedder, TextKind::Passage, std::slice::from_ref(text)).await?;
+        check_same(&shown, answer, alone.first())?;
+    }
+    Ok(())
+}
+
+/// Callers at the same time get their own answers, and one who goes away leaves the others alone.
+async fn check_callers(embedder: &dyn Embedder) -> Result<(), String> {
+    let texts: Vec<String> = SAMPLES.iter().map(|&text| text.to_owned()).collect();
+    let expected = embed(embedder, TextKind::Passage, &texts).await?;
+    let turned = |by: usize| {
+        let mut texts = texts.clone();
+        texts.rotate_left(by);
+        texts
+    };
+    // One that is dropped before its first step, one that is dropped at its first wait.
+    drop(embedder.embed(TextKind::Passage, &texts));
+    let abandoned = turned(1);
+    let mut waiting = embedder.embed(TextKind::Passage, &abandoned);
+    let _ = futures::poll!(&mut waiting);
+    drop(waiting);
+
+    let calls = (0..CALLERS).map(|by| {
+        let asked = turned(by);
+        async move { embed(embedder, TextKind::Passage, &asked).await }
+    });
+    for (by, answers) in join_all(calls).await.into_iter().enumerate() {
+        let mut answers = answers.map_err(|e| format!("callers at the same time, one of them gone: {e}"))?;
+        let count = answers.len();
+        answers.rotate_right(by.min(count));
+        for ((text, expected), found) in texts.iter().zip(&expected).zip(&answers) {
+            check_same(text, expected, Some(found)).map_err(|e| format!("callers at the same time: {e}"))?;
+        }
     }
     Ok(())
 }
@@ -107,7 +194,8 @@ async fn embed(embedder: &dyn Embedder, kind: TextKind, texts: &[String]) -> Res
 
 fn check_answer(text: &str, answer: &Embedded, identity: &EmbedderIdentity) -> Result<(), String> {
     check_vector(&answer.vector, identity).map_err(|defect| format!("vector of `{text}`: {defect}"))?;
-    if answer.truncated {
+    // The measure is that of passages: a question's prefix may leave it less room.
+    if answer.truncated && identity.query_prefix.len() <= identity.passage_prefix.len() {
         return Err(format!("truncation: `{text}` is short and was cut"));
     }
     check_tokens(answer, identity)
@@ -136,7 +224,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     use async_trait::async_trait;
 
@@ -156,7 +244,7 @@ mod tests {
             (Fault::WrongDimension, "has 15 dimensions"),
             (Fault::NotANumber, "not finite"),
             (Fault::ZeroNorm, "norm 0"),
-            (Fault::Missing, "count: 8 answers for 9 texts"),
+            (Fault::Missing, "count: 10 answers for 11 texts"),
             (Fault::Fail, "told to fail"),
         ];
         for (fault, said) in faults {
@@ -208,6 +296,64 @@ mod tests {
         let spoilt = Spoilt(FakeEmbedder::new(16), |answers| answers.iter_mut().for_each(|a| a.truncated = false));
         let found = check_conformance(&spoilt).await.unwrap_err();
         assert!(found.contains("truncated = false for 255 tokens where 254 fit"), "{found}");
+    }
+
+    #[tokio::test]
+    async fn odd_texts_that_are_refused_or_left_out_are_detected() {
+        for (fault, said) in
+            [(Fault::Fail, "told to fail"), (Fault::Missing, "13 answers for 14"), (Fault::ZeroNorm, "norm 0")]
+        {
+            for odd in odd_texts() {
+                let fake = FakeEmbedder::with_faults(16, move |text| (text == odd).then_some(fault));
+                let found = check_conformance(&fake).await.unwrap_err();
+                assert!(found.contains(said), "{fault:?}: {found}");
+            }
+        }
+    }
+
+    /// A fake that takes time and mixes up what callers at the same time ask for, or is stuck once one of them has gone.
+    struct Careless {
+        fake: FakeEmbedder,
+        defect: Defect,
+        running: Mutex<Vec<String>>,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Defect {
+        MixesUpCallers,
+        IsStuckByOneThatGoes,
+    }
+
+    #[async_trait]
+    impl Embedder for Careless {
+        fn identity(&self) -> &EmbedderIdentity {
+            self.fake.identity()
+        }
+        fn token_counter(&self) -> crate::Result<Arc<dyn TokenCounter>> {
+            self.fake.token_counter()
+        }
+        async fn embed(&self, kind: TextKind, texts: &[String]) -> crate::Result<Vec<Embedded>> {
+            let before = std::mem::replace(&mut *self.running.lock().unwrap(), texts.to_vec());
+            tokio::task::yield_now().await;
+            let texts = match self.defect {
+                Defect::MixesUpCallers => std::mem::take(&mut *self.running.lock().unwrap()),
+                Defect::IsStuckByOneThatGoes if !before.is_empty() => return Err(crate::Error::Cancelled),
+                Defect::IsStuckByOneThatGoes => {
+                    self.running.lock().unwrap().clear();
+                    texts.to_vec()
+                }
+            };
+            self.fake.embed(kind, &texts).await
+        }
+    }
+
+    #[tokio::test]
+    async fn callers_that_disturb_each_other_are_detected() {
+        for defect in [Defect::MixesUpCallers, Defect::IsStuckByOneThatGoes] {
+            let careless = Careless { fake: FakeEmbedder::new(16), defect, running: Mutex::default() };
+            let found = check_conformance(&careless).await.unwrap_err();
+            assert!(found.starts_with("callers at the same time"), "{found}");
+        }
     }
 
     #[tokio::test]

@@ -17,12 +17,36 @@ pub enum Pooling {
     None,
 }
 
-/// Number format of weights and activations; it changes vectors in the last digits, so it is part of the identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Number format of weights and of what they are multiplied with; it changes vectors in the last digits, so it is part of
+/// the identity. Sums, norms and softmax are of 32 bits in all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// 32-bit floating point.
+    #[default]
     F32,
+    /// 16 bits with the exponent of `f32` and 8 bits of mantissa; half the memory, and about twice the speed on processors
+    /// that multiply it (AVX512-BF16). The same vectors, to a cosine of 0.9999, on all others.
+    Bf16,
+    /// IEEE 754 half precision; on graphics processors only.
+    F16,
+}
+
+impl Precision {
+    /// As it is written in settings: `f32`, `bf16`, `f16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Everything that changes a vector. Its hash is the embedder's fingerprint.
@@ -44,7 +68,8 @@ pub struct EmbedderIdentity {
     pub query_prefix: String,
     /// Put before every passage.
     pub passage_prefix: String,
-    /// sha256 of the weights file, hex; for embedders without weights, the name of the algorithm and its version.
+    /// sha256 of the weights file, hex; for a model that is not pinned by the catalog followed by what its configuration
+    /// adds (`<sha256> bert heads=12 eps=1e-12`); for embedders without weights, the name of the algorithm and its version.
     pub weights: String,
     /// sha256 of the tokenizer file, hex; likewise.
     pub tokenizer: String,
@@ -97,11 +122,13 @@ mod tests {
     #[test]
     fn every_field_changes_the_id() {
         let base = identity();
-        let changed: [fn(&mut EmbedderIdentity); 10] = [
+        let changed: [fn(&mut EmbedderIdentity); 12] = [
             |i| i.name = "other".into(),
             |i| i.dimension = 385,
             |i| i.normalised = false,
             |i| i.pooling = Pooling::Cls,
+            |i| i.precision = Precision::Bf16,
+            |i| i.precision = Precision::F16,
             |i| i.max_tokens = 128,
             |i| i.query_prefix = "q".into(),
             |i| i.passage_prefix = "q".into(),

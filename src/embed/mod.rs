@@ -6,18 +6,23 @@
 
 mod batching;
 mod conformance;
+mod estimate;
 mod fake;
 mod identity;
 pub(crate) mod local;
+pub mod remote;
 mod vector;
 
 use async_trait::async_trait;
 
 pub use conformance::check_conformance;
+pub use estimate::Estimate;
 pub use fake::{FakeEmbedder, Fault};
 pub use identity::{EmbedderIdentity, Pooling, Precision};
 pub use local::{
-    LocalDevice, LocalEmbedder, LocalOptions, PullOptions, PullReport, PullSource, known_models, pull_model,
+    ClipEmbedder, ImageDefect, ImageFormat, ImageSource, ListedModel, LocalDevice, LocalEmbedder, LocalImageEmbedder,
+    LocalOptions, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, ModelShape, ModelUsage, PullOptions, PullReport, PullSource,
+    TokenizerFile, cpu_instructions, known_models, list_models, pull_model,
 };
 pub(crate) use vector::check_vector;
 
@@ -57,7 +62,9 @@ pub trait TokenCounter: Send + Sync {
 /// # Contract
 /// Checked by [`check_conformance`]: one answer per text, in the order of the texts; the promised dimension; finite; unit
 /// norm (± 1e-3) where promised; the same text gives the same vector whatever its neighbours in the batch, to a cosine of
-/// 0.9999; an empty slice gives an empty answer; a text longer than the window is cut and marked.
+/// 0.9999; an empty slice gives an empty answer; a text longer than the window is cut and marked; any text has an answer, be it
+/// empty, one endless word, or full of control characters; callers at the same time get their own answers; and a future that
+/// is dropped disturbs nobody else.
 #[async_trait]
 pub trait Embedder: Send + Sync {
     /// What this embedder is; constant over its life. Must not load the model.
@@ -75,4 +82,34 @@ pub trait Embedder: Send + Sync {
     /// Fails as a whole only where no text of the batch could be answered for; the caller halves the batch to find a text
     /// that is at fault.
     async fn embed(&self, kind: TextKind, texts: &[String]) -> Result<Vec<Embedded>>;
+
+    /// Texts beyond which a larger call gains nothing. A crash costs the calls under way, so callers stay below it; unlimited
+    /// by default.
+    fn texts_per_call(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Answers that are at hand for these texts without asking for them, because they were paid for in a call that failed as
+    /// a whole: what a run stores before it stops. `None` for all others; local embedders keep none.
+    fn kept_answers(&self, kind: TextKind, texts: &[String]) -> Vec<Option<Embedded>> {
+        let _ = kind;
+        vec![None; texts.len()]
+    }
+
+    /// What embedding `texts` would take; nothing is sent.
+    ///
+    /// # Errors
+    /// Those of [`Embedder::token_counter`].
+    fn estimate(&self, kind: TextKind, texts: &[String]) -> Result<Estimate> {
+        let _ = kind;
+        let counter = self.token_counter()?;
+        let tokens = texts.iter().map(|text| counter.count_tokens(text) as u64).sum();
+        Ok(Estimate { texts: texts.len() as u64, tokens, cost: 0.0 })
+    }
+
+    /// Gives an embedder that costs money the ledger that its spend caps are kept in; [`Bank`](crate::Bank) does so when it
+    /// is opened. The last one counts.
+    fn attach_ledger(&self, ledger: std::sync::Arc<dyn remote::SpendLedger>) {
+        let _ = ledger;
+    }
 }

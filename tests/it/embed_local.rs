@@ -6,7 +6,8 @@
 
 use std::path::PathBuf;
 
-use embank::embed::{Embedder, LocalEmbedder, LocalOptions, TextKind, check_conformance};
+use base64::Engine as _;
+use embank::embed::{Embedder, LocalEmbedder, LocalOptions, Precision, TextKind, check_conformance};
 
 #[derive(serde::Deserialize)]
 struct Reference {
@@ -25,9 +26,15 @@ fn reference() -> Reference {
 }
 
 fn embedder(model: &str) -> LocalEmbedder {
+    in_precision(model, Precision::F32)
+}
+
+fn in_precision(model: &str, precision: Precision) -> LocalEmbedder {
     let model_dir = std::env::var_os("EMBANK_MODEL_DIR")
         .map_or_else(|| dirs::cache_dir().unwrap().join("embank/models"), PathBuf::from);
-    LocalEmbedder::open(LocalOptions::new(model, model_dir)).unwrap()
+    let mut options = LocalOptions::new(model, model_dir);
+    options.precision = precision;
+    LocalEmbedder::open(options).unwrap()
 }
 
 #[tokio::test]
@@ -49,6 +56,18 @@ async fn vectors_tokens_and_cuts_are_those_of_the_reference_implementation() {
 }
 
 #[tokio::test]
+async fn vectors_in_bf16_are_those_of_the_reference_to_a_cosine_of_0_9999() {
+    let reference = reference();
+    let embedder = in_precision(&reference.model, Precision::Bf16);
+    let answers = embedder.embed(TextKind::Passage, &reference.texts).await.unwrap();
+    for (answer, (text, vector)) in answers.iter().zip(reference.texts.iter().zip(&reference.vectors)) {
+        let cosine = cosine(&answer.vector, &floats(vector));
+        assert!(cosine >= 0.9999, "cosine {cosine} for {text}");
+    }
+    assert_ne!(embedder.identity().id(), in_precision(&reference.model, Precision::F32).identity().id());
+}
+
+#[tokio::test]
 async fn the_token_counter_counts_what_the_reference_tokenizer_counts() {
     let reference = reference();
     let counter = embedder(&reference.model).token_counter().unwrap();
@@ -65,29 +84,15 @@ async fn the_local_embedder_conforms() {
     assert_eq!(check_conformance(&embedder("all-minilm-l6-v2")).await, Ok(()));
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// Of two vectors of any length.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-fn floats(base64: &str) -> Vec<f32> {
-    let sextet = |c: u8| match c {
-        b'A'..=b'Z' => c - b'A',
-        b'a'..=b'z' => c - b'a' + 26,
-        b'0'..=b'9' => c - b'0' + 52,
-        b'+' => 62,
-        b'/' => 63,
-        _ => panic!("not base64: {c}"),
-    };
-    let (mut bytes, mut bits, mut width) = (Vec::new(), 0_u32, 0);
-    for c in base64.bytes().filter(|&c| c != b'=') {
-        bits = (bits << 6) | u32::from(sextet(c));
-        width += 6;
-        if width >= 8 {
-            width -= 8;
-            bytes.push((bits >> width) as u8);
-        }
-    }
+/// Little-endian 32-bit floats out of base64.
+pub fn floats(base64: &str) -> Vec<f32> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(base64).unwrap();
     bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
 }

@@ -1,7 +1,7 @@
-//! Where a model's files live, and whether they are the published ones.
+//! Where a model's files live, and whether they are the expected ones.
 //!
-//! `<model dir>/<model name>/{config.json,tokenizer.json,model.safetensors}`. Nothing is handed out before its sha256 was
-//! compared with the pinned one. Must not know: what is in the files, where they come from.
+//! `<model dir>/<model name>/{config.json,tokenizer.json,model.safetensors}`, or any folder of the same form. Must not know:
+//! what is in the files, where they come from.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::catalog::{KnownModel, ModelFile};
+use super::catalog::{CONFIG, TOKENIZER, WEIGHTS};
 use crate::error::{Error, Result};
 use crate::id::hex;
 
@@ -19,14 +19,14 @@ pub(crate) const BLOCK_BYTES: usize = 1 << 20;
 /// The files of one model on this machine.
 #[derive(Clone, Debug)]
 pub(crate) struct ModelFiles {
-    model: &'static KnownModel,
+    model: String,
     dir: PathBuf,
 }
 
 impl ModelFiles {
-    /// The files of `model` under `model_dir`, which need not exist.
-    pub(crate) fn new(model: &'static KnownModel, model_dir: &Path) -> Self {
-        Self { model, dir: model_dir.join(model.name) }
+    /// The files of `model` in its own folder `dir`, which need not exist.
+    pub(crate) fn new(model: impl Into<String>, dir: PathBuf) -> Self {
+        Self { model: model.into(), dir }
     }
 
     /// The model's own folder.
@@ -34,64 +34,65 @@ impl ModelFiles {
         &self.dir
     }
 
-    pub(crate) fn path(&self, file: &ModelFile) -> PathBuf {
-        self.dir.join(file.name)
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
     }
 
     /// Fails with [`Error::ModelMissing`] unless every file is there.
     pub(crate) fn require(&self) -> Result<()> {
-        match self.model.files().iter().find(|file| !self.path(file).is_file()) {
+        match [CONFIG, TOKENIZER, WEIGHTS].iter().find(|file| !self.path(file).is_file()) {
             None => Ok(()),
             Some(missing) => Err(Error::ModelMissing {
-                model: self.model.name.to_owned(),
+                model: self.model.clone(),
                 dir: self.dir.clone(),
-                missing: missing.name.to_owned(),
+                missing: (*missing).to_owned(),
             }),
         }
     }
 
-    /// The path of a file whose checksum is right.
-    pub(crate) fn verified(&self, file: &ModelFile) -> Result<PathBuf> {
-        let path = self.path(file);
-        check_sha256(&path, file.sha256)?;
-        Ok(path)
-    }
-
-    /// The content of a small file, checked; and its path, for what is said about it later.
-    pub(crate) fn read_verified(&self, file: &ModelFile) -> Result<(PathBuf, Vec<u8>)> {
+    /// The content of a small file; and its path, for what is said about it later.
+    pub(crate) fn read(&self, file: &str) -> Result<(PathBuf, Vec<u8>)> {
         let path = self.path(file);
         let content = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        compare(&path, file.sha256, &Sha256::digest(&content))?;
+        Ok((path, content))
+    }
+
+    /// The same, if its checksum is right.
+    pub(crate) fn read_verified(&self, file: &str, sha256: &str) -> Result<(PathBuf, Vec<u8>)> {
+        let (path, content) = self.read(file)?;
+        compare(&path, sha256, &hex(&Sha256::digest(&content)))?;
         Ok((path, content))
     }
 }
 
-/// Compares a file's sha256 with the expected one, reading it in blocks.
-pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<()> {
+/// A file's sha256 as hex, read in blocks.
+pub(crate) fn sha256_of(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
     let mut block = vec![0; BLOCK_BYTES];
     let mut hasher = Sha256::new();
     loop {
         let read = file.read(&mut block).map_err(Error::io("read", path))?;
         match block.get(..read) {
-            Some([]) | None => break,
+            Some([]) | None => return Ok(hex(&hasher.finalize())),
             Some(bytes) => hasher.update(bytes),
         }
     }
-    compare(path, expected, &hasher.finalize())
 }
 
-pub(crate) fn compare(path: &Path, expected: &str, digest: &[u8]) -> Result<()> {
-    let found = hex(digest);
+/// Compares a file's sha256 with the expected one.
+pub(crate) fn check_sha256(path: &Path, expected: &str) -> Result<()> {
+    compare(path, expected, &sha256_of(path)?)
+}
+
+fn compare(path: &Path, expected: &str, found: &str) -> Result<()> {
     if found == expected {
         return Ok(());
     }
-    Err(Error::ChecksumMismatch { path: path.to_owned(), expected: expected.to_owned(), found })
+    Err(Error::ChecksumMismatch { path: path.to_owned(), expected: expected.to_owned(), found: found.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalog;
     use super::*;
 
     /// sha256 of `abc`, from FIPS 180-2.
@@ -126,9 +127,8 @@ mod tests {
     #[test]
     fn a_missing_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let files = ModelFiles::new(catalog::find("all-minilm-l6-v2").unwrap(), dir.path());
-        std::fs::create_dir(files.dir()).unwrap();
-        std::fs::write(files.dir().join("config.json"), "{}").unwrap();
+        let files = ModelFiles::new("all-minilm-l6-v2", dir.path().to_owned());
+        std::fs::write(files.path("config.json"), "{}").unwrap();
         match files.require() {
             Err(Error::ModelMissing { model, dir, missing }) => {
                 assert_eq!((model.as_str(), missing.as_str()), ("all-minilm-l6-v2", "tokenizer.json"));

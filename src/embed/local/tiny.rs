@@ -6,8 +6,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::catalog::{KnownModel, ModelFile};
-use crate::embed::Pooling;
+use super::catalog::{KnownModel, Pin, Pins};
+use crate::embed::{EmbedderIdentity, Pooling, Precision};
 use crate::id::hex;
 
 /// A word-piece tokenizer of eight tokens, with truncation and padding fixed at 5 as published files have them.
@@ -36,41 +36,63 @@ pub(super) const TOKENIZER: &str = r####"{
 pub(super) const CONFIG: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "hidden_size": 8, "num_hidden_layers": 2,
   "num_attention_heads": 2, "intermediate_size": 12, "vocab_size": 8, "max_position_embeddings": 16, "type_vocab_size": 2}"#;
 
-/// Without files: its checksums match nothing.
-pub(super) static MODEL: KnownModel = model("", "", "");
-
 const WIDTH: usize = 8;
 const HEADS: usize = 2;
 const INNER: usize = 12;
 const LAYERS: usize = 2;
 
-const fn model(config: &'static str, tokenizer: &'static str, weights: &'static str) -> KnownModel {
-    KnownModel {
+/// Without pins; nothing is installed.
+fn model(pins: Option<Pins>) -> &'static KnownModel {
+    Box::leak(Box::new(KnownModel {
         name: "tiny",
         repo: "example/tiny",
         wheel: None,
-        weights: ModelFile { name: "model.safetensors", sha256: weights, bytes: 1 << 20 },
-        tokenizer: ModelFile { name: "tokenizer.json", sha256: tokenizer, bytes: 1 << 20 },
-        config: ModelFile { name: "config.json", sha256: config, bytes: 1 << 20 },
+        pins,
         dimension: WIDTH,
         max_tokens: 8,
         pooling: Pooling::Mean,
         query_prefix: "",
         passage_prefix: "water ",
+    }))
+}
+
+/// What the model is; its checksums match nothing.
+pub(super) fn identity() -> EmbedderIdentity {
+    EmbedderIdentity {
+        name: "tiny".into(),
+        dimension: WIDTH,
+        normalised: true,
+        pooling: Pooling::Mean,
+        precision: Precision::F32,
+        max_tokens: 8,
+        query_prefix: String::new(),
+        passage_prefix: "water ".into(),
+        weights: String::new(),
+        tokenizer: String::new(),
     }
 }
 
 /// Writes the model's files under `model_dir` and returns it with their checksums.
 pub(super) fn install(model_dir: &Path) -> &'static KnownModel {
     let weights = safetensors(&tensors());
-    let contents = [CONFIG.as_bytes(), TOKENIZER.as_bytes(), &weights];
-    let [config, tokenizer, weights] = contents.map(|content| &*hex(&Sha256::digest(content)).leak());
-    let model = Box::leak(Box::new(model(config, tokenizer, weights)));
-    std::fs::create_dir_all(model_dir.join(model.name)).unwrap();
-    for (file, content) in model.files().iter().zip(contents) {
-        std::fs::write(model_dir.join(model.name).join(file.name), content).unwrap();
-    }
-    model
+    let [config, tokenizer, weights] = [CONFIG.as_bytes(), TOKENIZER.as_bytes(), &weights]
+        .map(|content| Pin { sha256: hex(&Sha256::digest(content)).leak(), bytes: content.len() as u64 });
+    write(model_dir);
+    model(Some(Pins { weights, tokenizer, config }))
+}
+
+/// The same, but for the catalog its files are not known.
+pub(super) fn install_unpinned(model_dir: &Path) -> &'static KnownModel {
+    write(model_dir);
+    model(None)
+}
+
+fn write(model_dir: &Path) {
+    let dir = model_dir.join("tiny");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("config.json"), CONFIG).unwrap();
+    std::fs::write(dir.join("tokenizer.json"), TOKENIZER).unwrap();
+    std::fs::write(dir.join("model.safetensors"), safetensors(&tensors())).unwrap();
 }
 
 /// Shape and numbers of each tensor, by published name.

@@ -7,13 +7,12 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::catalog::KnownModel;
-use crate::embed::TokenCounter;
+use crate::embed::{EmbedderIdentity, TokenCounter};
 use crate::error::{Error, Result};
 
 /// A model's tokenizer, ready to use; shared between threads.
 pub(super) struct Tokens {
-    embedder: &'static str,
+    embedder: String,
     tokenizer: Tokenizer,
     /// Special tokens before and after a text: `[CLS]`, `[SEP]` in BERT.
     before: Vec<u32>,
@@ -34,7 +33,7 @@ pub(super) struct TokenizedText {
 
 impl Tokens {
     /// Reads a `tokenizer.json`; `path` is only for what is said about it.
-    pub(super) fn parse(path: &Path, json: &[u8], model: &'static KnownModel) -> Result<Self> {
+    pub(super) fn parse(path: &Path, json: &[u8], identity: &EmbedderIdentity) -> Result<Self> {
         let refuse = |reason: &str, source| Error::ModelFormat { path: path.to_owned(), reason: reason.into(), source };
         let mut tokenizer =
             Tokenizer::from_bytes(json).map_err(|e| refuse("not a tokenizer that this release can read", Some(e)))?;
@@ -51,30 +50,36 @@ impl Tokens {
         let ids = framed.get_ids();
         let before: Vec<u32> = ids.iter().take(leading).copied().collect();
         let after: Vec<u32> = ids.iter().skip(ids.len().saturating_sub(trailing)).copied().collect();
-        if leading == ids.len() || before.len() + after.len() >= model.max_tokens {
+        if leading == ids.len() || before.len() + after.len() >= identity.max_tokens {
             return Err(refuse("its special tokens leave no room for text", None));
         }
 
         let mut tokens = Self {
-            embedder: model.name,
-            max_body_tokens: model.max_tokens - before.len() - after.len(),
+            embedder: identity.name.clone(),
+            max_body_tokens: identity.max_tokens - before.len() - after.len(),
             tokenizer,
             before,
             after,
             passage_prefix_tokens: 0,
         };
-        tokens.passage_prefix_tokens = tokens.count_tokens(model.passage_prefix);
+        tokens.passage_prefix_tokens = tokens.count_tokens(&identity.passage_prefix);
         Ok(tokens)
     }
 
     /// Tokenizes texts that already have their prefix, one answer each, in order. Uses all cores.
     pub(super) fn encode(&self, texts: Vec<String>) -> Result<Vec<TokenizedText>> {
         let encodings = self.tokenizer.encode_batch_fast(texts, false).map_err(|e| Error::EmbedderFailed {
-            embedder: self.embedder.to_owned(),
+            embedder: self.embedder.clone(),
             reason: "its tokenizer failed".into(),
             source: Some(e),
         })?;
         Ok(encodings.iter().map(|encoding| self.frame(encoding.get_ids())).collect())
+    }
+
+    /// Whether upper and lower case are the same to it.
+    pub(super) fn ignore_case(&self) -> bool {
+        let ids = |text| self.tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec());
+        matches!((ids("Water IN the Well"), ids("water in the well")), (Ok(mixed), Ok(lower)) if mixed == lower)
     }
 
     fn frame(&self, body: &[u32]) -> TokenizedText {
@@ -100,7 +105,7 @@ mod tests {
     use super::*;
 
     fn tokens() -> Tokens {
-        Tokens::parse(Path::new("tokenizer.json"), tiny::TOKENIZER.as_bytes(), &tiny::MODEL).unwrap()
+        Tokens::parse(Path::new("tokenizer.json"), tiny::TOKENIZER.as_bytes(), &tiny::identity()).unwrap()
     }
 
     fn encode(text: &str) -> TokenizedText {
@@ -143,7 +148,7 @@ mod tests {
     fn rejects_a_corrupt_tokenizer() {
         let truncated = tiny::TOKENIZER.get(..700).unwrap();
         for json in ["", "{}", "not json", truncated] {
-            match Tokens::parse(Path::new("tokenizer.json"), json.as_bytes(), &tiny::MODEL) {
+            match Tokens::parse(Path::new("tokenizer.json"), json.as_bytes(), &tiny::identity()) {
                 Err(Error::ModelFormat { path, source: Some(_), .. }) => assert_eq!(path, Path::new("tokenizer.json")),
                 Err(other) => panic!("{json}: {other}"),
                 Ok(_) => panic!("{json} was accepted"),

@@ -1,141 +1,253 @@
-//! From the published safetensors to an [`Encoder`].
+//! From published safetensors to an [`Encoder`].
 //!
 //! Every tensor is looked up by its published name and compared with the shape that the configuration promises; what is
-//! missing or misshapen is named. Query, key and value are fused, PyTorch's weights transposed, token type 0 folded into
-//! the positions. Must not know: catalog, tokenizers.
+//! missing or misshapen is named. Query, key and value are fused, token type 0 is folded into the positions. Tensors are
+//! read, packed and dropped one layer at a time, so that loading needs little more memory than the loaded model. Must not
+//! know: catalog, tokenizers.
 
 use std::path::Path;
 
-use burn::store::{ModuleStore, SafetensorsStore, bridge};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::config::BertConfig;
-use super::encoder::{Dense, Encoder, Layer, Norm};
-use crate::embed::Pooling;
+use super::encoder::{Body, Encoder, Layer, Limits, Output, Processor, Scale};
+use super::fused::{Buffers, Fused};
+use super::safetensors::{Safetensors, TensorDefect};
+use super::stock::Stock;
+use super::{ops, stock};
+use crate::embed::{EmbedderIdentity, Precision};
 use crate::error::{BoxError, Error, Result};
+use crate::kernels::{self, Number, Table, Weights};
 
-/// Reads the weights of a BERT encoder onto `device`.
+/// Reads the weights of an encoder for `processor`, in the precision and with the pooling that `identity` states.
 ///
 /// # Errors
-/// [`Error::ModelFormat`] where the file is no safetensors file or does not hold the tensors that `config` promises.
-pub(super) fn load(path: &Path, config: &BertConfig, pooling: Pooling, device: &Device) -> Result<Encoder> {
+/// [`Error::ModelFormat`] where the file is no safetensors file or does not hold the tensors that `config` promises;
+/// [`Error::InvalidSetting`] for a precision that the processor does not have.
+pub(super) fn load(
+    path: &Path,
+    config: &BertConfig,
+    identity: &EmbedderIdentity,
+    processor: &Processor,
+) -> Result<Encoder> {
     let refuse = |reason: String, source| Error::ModelFormat { path: path.to_owned(), reason, source };
-    let mut file = SafetensorsStore::from_file(path);
-    // Reads the header; the tensors are read as they are asked for.
-    file.get_all_tensors().map_err(|e| refuse("not a safetensors file, or a damaged one".into(), Some(e.into())))?;
-
-    let mut reader = Reader { file, device, defects: Vec::new(), cause: None };
-    let encoder = read_encoder(&mut reader, config, pooling);
-    if reader.defects.is_empty() {
-        return Ok(encoder);
+    let file =
+        Safetensors::open(path).map_err(|e| refuse("not a safetensors file, or a damaged one".into(), Some(e)))?;
+    let mut reader = Reader::new(file, config);
+    reader.check(config);
+    if !reader.defects.is_empty() {
+        return Err(refuse(in_words(&reader.defects), None));
     }
-    Err(refuse(reader.defects.join("; "), reader.cause))
+    let body = match processor {
+        Processor::Cpu(cpu) => {
+            let number = match identity.precision {
+                Precision::F32 => Number::F32,
+                Precision::Bf16 => Number::Bf16,
+                Precision::F16 => {
+                    let reason = "f16 runs on graphics processors only; on this one use bf16".to_owned();
+                    return Err(Error::InvalidSetting { setting: "precision", reason });
+                }
+            };
+            Body::Fused(Box::new(read_fused(&mut reader, config, number, *cpu)))
+        }
+        Processor::Device(device) => {
+            let dtype = match identity.precision {
+                Precision::F32 => DType::F32,
+                Precision::Bf16 => DType::BF16,
+                Precision::F16 => DType::F16,
+            };
+            Body::Stock(Box::new(read_stock(&mut reader, config, dtype, device)))
+        }
+    };
+    if !reader.defects.is_empty() {
+        return Err(refuse(in_words(&reader.defects), reader.cause));
+    }
+    let scale = if identity.normalised { Scale::Unit } else { Scale::Raw };
+    Ok(Encoder {
+        limits: Limits { vocabulary: config.vocab_size, tokens: config.max_tokens() },
+        output: Output { pooling: identity.pooling, scale },
+        body,
+    })
 }
 
-fn read_encoder(reader: &mut Reader, config: &BertConfig, pooling: Pooling) -> Encoder {
+fn read_fused(reader: &mut Reader, config: &BertConfig, number: Number, cpu: kernels::Cpu) -> Fused {
     let width = config.hidden_size;
-    let mut table = |name: &str, rows| reader.numbers(&format!("embeddings.{name}_embeddings.weight"), &[rows, width]);
-    let words = table("word", config.vocab_size);
-    let mut positions = table("position", config.max_position_embeddings);
-    let types = table("token_type", config.type_vocab_size);
-    for position in positions.chunks_mut(width) {
-        position.iter_mut().zip(&types).for_each(|(sum, of_type_0)| *sum += of_type_0);
-    }
-    Encoder {
-        device: reader.device.clone(),
-        words: reader.matrix(words, [config.vocab_size, width]),
-        positions: reader.matrix(positions, [config.max_position_embeddings, width]),
-        norm: reader.norm("embeddings.LayerNorm", config),
-        layers: (0..config.num_hidden_layers).map(|i| read_layer(reader, config, i)).collect(),
+    let pack = |raw: RawDense| {
+        let parts: Vec<&[f32]> = raw.parts.iter().map(Vec::as_slice).collect();
+        ops::Dense { weights: Weights::pack(&parts, raw.inputs, number), bias: raw.bias }
+    };
+    let norm = |raw: RawNorm| kernels::Norm { gamma: raw.gamma, beta: raw.beta, eps: config.layer_norm_eps as f32 };
+    Fused {
+        cpu,
+        tables: ops::Tables {
+            words: Table::new(reader.words(config), width, number),
+            // Few rows: their last digits are worth more than their bytes.
+            positions: Table::new(reader.positions(config), width, Number::F32),
+            first_position: config.first_position(),
+            norm: norm(reader.norm("embeddings.LayerNorm", width)),
+        },
+        layers: (0..config.num_hidden_layers).map(|i| read_layer(reader, config, i, &pack, &norm)).collect(),
         heads: config.num_attention_heads,
-        pooling,
+        buffers: Buffers::default(),
     }
 }
 
-fn read_layer(reader: &mut Reader, config: &BertConfig, layer: usize) -> Layer {
+fn read_stock(reader: &mut Reader, config: &BertConfig, dtype: DType, device: &Device) -> Stock {
+    let matrix =
+        |numbers: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(numbers, shape), (device, dtype));
+    let vector = |numbers: Vec<f32>| {
+        let length = numbers.len();
+        Tensor::<1>::from_data(TensorData::new(numbers, [length]), (device, dtype))
+    };
+    let dense = |raw: RawDense| {
+        let (inputs, outputs) = (raw.inputs, raw.bias.len());
+        let weight = matrix(transposed(&raw.parts.concat(), inputs), [inputs, outputs]);
+        stock::Dense { weight, bias: vector(raw.bias) }
+    };
+    let norm =
+        |raw: RawNorm| stock::Norm { gamma: vector(raw.gamma), beta: vector(raw.beta), eps: config.layer_norm_eps };
+    Stock {
+        device: device.clone(),
+        words: matrix(reader.words(config), [config.vocab_size, config.hidden_size]),
+        positions: matrix(reader.positions(config), [config.max_position_embeddings, config.hidden_size]),
+        first_position: config.first_position(),
+        norm: norm(reader.norm("embeddings.LayerNorm", config.hidden_size)),
+        layers: (0..config.num_hidden_layers).map(|i| read_layer(reader, config, i, &dense, &norm)).collect(),
+        heads: config.num_attention_heads,
+    }
+}
+
+/// Reads one layer; `dense` and `norm` make of the numbers what is kept.
+fn read_layer<D, N>(
+    reader: &mut Reader,
+    config: &BertConfig,
+    layer: usize,
+    dense: &impl Fn(RawDense) -> D,
+    norm: &impl Fn(RawNorm) -> N,
+) -> Layer<D, N> {
     let (width, inner) = (config.hidden_size, config.intermediate_size);
     let name = |part: &str| format!("encoder.layer.{layer}.{part}");
     let of_attention = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
     Layer {
-        qkv: reader.dense(&of_attention, width, width),
-        attention_output: reader.dense(&[name("attention.output.dense")], width, width),
-        attention_norm: reader.norm(&name("attention.output.LayerNorm"), config),
-        up: reader.dense(&[name("intermediate.dense")], width, inner),
-        down: reader.dense(&[name("output.dense")], inner, width),
-        output_norm: reader.norm(&name("output.LayerNorm"), config),
+        qkv: dense(reader.dense(&of_attention, width, width)),
+        attention_output: dense(reader.dense(&[name("attention.output.dense")], width, width)),
+        attention_norm: norm(reader.norm(&name("attention.output.LayerNorm"), width)),
+        up: dense(reader.dense(&[name("intermediate.dense")], width, inner)),
+        down: dense(reader.dense(&[name("output.dense")], inner, width)),
+        output_norm: norm(reader.norm(&name("output.LayerNorm"), width)),
     }
 }
 
-/// Reads tensors by name. What it cannot read it notes and replaces by zeros, so that one pass finds all defects.
-struct Reader<'a> {
-    file: SafetensorsStore,
-    device: &'a Device,
+/// Linear layers with the same input, as published: `[out, in]` each, to stand side by side.
+struct RawDense {
+    parts: Vec<Vec<f32>>,
+    bias: Vec<f32>,
+    inputs: usize,
+}
+
+/// A layer norm's numbers, `[H]` each.
+struct RawNorm {
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+/// Reads tensors by name, in two passes over the same names: the first compares all of them with the file's header, so that
+/// one error names all defects and nothing is allocated for tensors that are not there; the second reads.
+struct Reader {
+    file: Safetensors,
+    /// What stands before every name: nothing, or the encoder's name in a larger model.
+    prefix: &'static str,
+    pass: Pass,
     defects: Vec<String>,
-    /// The first defect's cause, where it has one.
+    /// The first unreadable tensor's cause.
     cause: Option<BoxError>,
 }
 
-impl Reader<'_> {
-    /// Linear layers with the same input, side by side: published `[out, in]` each → `[in, names · out]`
-    fn dense(&mut self, names: &[String], input: usize, output: usize) -> Dense {
-        let mut rows = Vec::with_capacity(names.len() * input * output);
-        let mut bias = Vec::with_capacity(names.len() * output);
-        for name in names {
-            rows.extend(self.numbers(&format!("{name}.weight"), &[output, input]));
-            bias.extend(self.numbers(&format!("{name}.bias"), &[output]));
+#[derive(PartialEq)]
+enum Pass {
+    Check,
+    Read,
+}
+
+impl Reader {
+    fn new(file: Safetensors, config: &BertConfig) -> Self {
+        let prefixed = format!("{}embeddings.word_embeddings.weight", config.architecture.prefix());
+        let prefix = if file.contains(&prefixed) { config.architecture.prefix() } else { "" };
+        Self { file, prefix, pass: Pass::Check, defects: Vec::new(), cause: None }
+    }
+
+    /// The first pass. Tensors are empty in it.
+    fn check(&mut self, config: &BertConfig) {
+        self.words(config);
+        self.positions(config);
+        self.norm("embeddings.LayerNorm", config.hidden_size);
+        for layer in 0..config.num_hidden_layers {
+            read_layer(self, config, layer, &drop, &drop);
         }
-        let outputs = bias.len();
-        Dense { weight: self.matrix(transposed(&rows, input), [input, outputs]), bias: self.vector(bias) }
+        self.pass = Pass::Read;
     }
 
-    fn norm(&mut self, name: &str, config: &BertConfig) -> Norm {
-        let gamma = self.numbers(&format!("{name}.weight"), &[config.hidden_size]);
-        let beta = self.numbers(&format!("{name}.bias"), &[config.hidden_size]);
-        Norm { gamma: self.vector(gamma), beta: self.vector(beta), eps: config.layer_norm_eps }
+    /// `[V, H]`
+    fn words(&mut self, config: &BertConfig) -> Vec<f32> {
+        self.numbers("embeddings.word_embeddings.weight", &[config.vocab_size, config.hidden_size])
     }
 
-    fn vector(&self, numbers: Vec<f32>) -> Tensor<1> {
-        let length = numbers.len();
-        Tensor::from_data(TensorData::new(numbers, [length]), self.device)
+    /// `[P, H]`, with the row of token type 0 added.
+    fn positions(&mut self, config: &BertConfig) -> Vec<f32> {
+        let width = config.hidden_size;
+        let name = "embeddings.position_embeddings.weight";
+        let mut positions = self.numbers(name, &[config.max_position_embeddings, width]);
+        let types = self.numbers("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width]);
+        for position in positions.chunks_mut(width) {
+            position.iter_mut().zip(&types).for_each(|(sum, of_type_0)| *sum += of_type_0);
+        }
+        positions
     }
 
-    fn matrix(&self, numbers: Vec<f32>, shape: [usize; 2]) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(numbers, shape), self.device)
+    fn dense(&mut self, names: &[String], inputs: usize, outputs: usize) -> RawDense {
+        let parts = names.iter().map(|name| self.numbers(&format!("{name}.weight"), &[outputs, inputs])).collect();
+        let bias = names.iter().flat_map(|name| self.numbers(&format!("{name}.bias"), &[outputs])).collect();
+        RawDense { parts, bias, inputs }
     }
 
-    /// The numbers of one tensor, row by row.
+    fn norm(&mut self, name: &str, width: usize) -> RawNorm {
+        RawNorm {
+            gamma: self.numbers(&format!("{name}.weight"), &[width]),
+            beta: self.numbers(&format!("{name}.bias"), &[width]),
+        }
+    }
+
+    /// The numbers of one tensor, row by row; in the first pass none.
     fn numbers(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
-        self.try_numbers(name, shape).unwrap_or_else(|(reason, cause)| {
-            self.defects.push(format!("tensor {name} {reason}"));
-            self.cause = self.cause.take().or(cause);
-            vec![0.0; shape.iter().product()]
+        let published = format!("{}{name}", self.prefix);
+        let read = match self.pass {
+            Pass::Check => self.file.check(&published, shape).map(|()| Vec::new()),
+            Pass::Read => self.file.read(&published, shape),
+        };
+        read.unwrap_or_else(|defect| {
+            self.defects.push(format!("tensor {name} {defect}"));
+            if let TensorDefect::Unreadable(cause) = defect {
+                self.cause.get_or_insert(cause.into());
+            }
+            // Of the size that the header states, so no larger than the file.
+            if self.pass == Pass::Read { vec![0.0; shape.iter().product()] } else { Vec::new() }
         })
-    }
-
-    fn try_numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, (String, Option<BoxError>)> {
-        let unreadable = |e: BoxError| ("cannot be read".to_owned(), Some(e));
-        let tensor = self.file.get_tensor(name).map_err(|e| unreadable(e.into()))?;
-        let tensor = tensor.ok_or_else(|| ("is missing".to_owned(), None))?;
-        let found: &[usize] = &tensor.shape;
-        if found != shape {
-            return Err((format!("has shape {}, expected {}", by(found), by(shape)), None));
-        }
-        if !tensor.dtype.is_float() {
-            return Err(("does not hold floating point numbers".to_owned(), None));
-        }
-        let data = bridge::to_data(tensor).map_err(|e| unreadable(e.into()))?;
-        data.try_into_vec_as().map_err(|e| unreadable(e.into()))
     }
 }
 
-/// Shape for people: `30522 x 384`.
-fn by(shape: &[usize]) -> String {
-    shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+/// The first few defects; the rest would be a screen of the same.
+fn in_words(defects: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = defects.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match defects.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
 }
 
 /// `[n, columns]` → `[columns, n]`; `columns` is positive, as all sizes in a [`BertConfig`] are.
 ///
-/// Copied rather than viewed: with a transposed view a single short text takes twice as long (8.8 against 4.5 ms).
+/// Copied rather than viewed: a product over a transposed view is slower where texts are short.
 fn transposed(rows: &[f32], columns: usize) -> Vec<f32> {
     // 16 numbers of 4 bytes fill a cache line of the result before it is left.
     const BLOCK: usize = 16;
@@ -160,7 +272,7 @@ mod tests {
         let path = dir.path().join("model.safetensors");
         std::fs::write(&path, content).unwrap();
         let config = BertConfig::parse(Path::new("config.json"), tiny::CONFIG.as_bytes()).unwrap();
-        load(&path, &config, Pooling::Mean, &Device::flex())
+        load(&path, &config, &tiny::identity(), &Processor::Cpu(kernels::Cpu::best()))
     }
 
     fn refusal(content: &[u8]) -> String {
@@ -197,7 +309,8 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_is_refused() {
         let config = BertConfig::parse(Path::new("config.json"), tiny::CONFIG.as_bytes()).unwrap();
-        assert!(load(Path::new("no/such/file"), &config, Pooling::Mean, &Device::flex()).is_err());
+        let processor = Processor::Cpu(kernels::Cpu::best());
+        assert!(load(Path::new("no/such/file"), &config, &tiny::identity(), &processor).is_err());
     }
 
     #[test]
@@ -218,6 +331,31 @@ mod tests {
             tensors.insert("encoder.layer.0.intermediate.dense.weight".into(), (vec![8, 12], vec![0.0; 96]));
         });
         assert_eq!(reason, "tensor encoder.layer.0.intermediate.dense.weight has shape 8 x 12, expected 12 x 8");
+    }
+
+    #[test]
+    fn defects_beyond_a_handful_are_counted() {
+        let reason = refusal_after(|tensors| tensors.retain(|name, _| !name.starts_with("encoder.layer.1")));
+        assert!(reason.starts_with("tensor encoder.layer.1.attention.self.query.weight is missing; "), "{reason}");
+        // 16 tensors a layer, 8 of them named.
+        assert!(reason.ends_with("; and 8 more"), "{reason}");
+    }
+
+    #[test]
+    fn names_may_stand_behind_the_name_of_the_encoder() {
+        let prefixed: Tensors = tiny::tensors().into_iter().map(|(name, of)| (format!("bert.{name}"), of)).collect();
+        assert!(load_bytes(&tiny::safetensors(&prefixed)).is_ok());
+    }
+
+    #[test]
+    fn half_precision_is_refused_on_the_processor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, tiny::safetensors(&tiny::tensors())).unwrap();
+        let config = BertConfig::parse(Path::new("config.json"), tiny::CONFIG.as_bytes()).unwrap();
+        let identity = EmbedderIdentity { precision: Precision::F16, ..tiny::identity() };
+        let refused = load(&path, &config, &identity, &Processor::Cpu(kernels::Cpu::best())).map(drop);
+        assert!(matches!(refused, Err(Error::InvalidSetting { setting: "precision", .. })));
     }
 
     #[test]

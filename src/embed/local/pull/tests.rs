@@ -31,11 +31,12 @@ impl Fixture {
         pull(self.model, self.model_dir.path(), sources, &Listener::default(), &Cancel::default())
     }
 
-    /// The names of the files in the model's folder, less the lock.
+    /// The names of the model's files in its folder.
     fn placed(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.model_dir.path().join("tiny")) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> = names.filter(|name| name != ".pull.lock").collect();
+        let mut names: Vec<String> =
+            names.filter(|name| ![".pull.lock", ".embank-checksums.json"].contains(&name.as_str())).collect();
         names.sort();
         names
     }
@@ -130,13 +131,60 @@ fn only_what_is_missing_or_wrong_is_fetched() {
 }
 
 #[test]
+fn without_pins_the_first_files_are_trusted_and_other_ones_refused_from_then_on() {
+    let published = tempfile::tempdir().unwrap();
+    let model = tiny::install_unpinned(published.path());
+    let fixture = Fixture { model, published, model_dir: tempfile::tempdir().unwrap() };
+    let report = fixture.pull(&[folder(fixture.folder())]).unwrap();
+    assert_eq!(report.fetched, ["config.json", "tokenizer.json", "model.safetensors"]);
+    let weights = fixture.model_dir.path().join("tiny/model.safetensors");
+    assert!(report.fetched_bytes > std::fs::metadata(&weights).unwrap().len());
+    assert_eq!(fixture.pull(&[]).unwrap().source, None);
+
+    // Damaged here: fetched again, since the source still has what was trusted.
+    std::fs::write(&weights, "damaged").unwrap();
+    let again = fixture.pull(&[folder(fixture.folder())]).unwrap();
+    assert_eq!(again.fetched, ["model.safetensors"]);
+
+    // Changed at the source: not taken.
+    std::fs::write(&weights, "damaged").unwrap();
+    let changed = fixture.folder().join("model.safetensors");
+    std::fs::write(&changed, "another model").unwrap();
+    match fixture.pull(&[folder(fixture.folder())]) {
+        Err(Error::ChecksumMismatch { path, .. }) => assert_eq!(path, changed),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_pins_what_is_no_model_is_not_trusted() {
+    for (file, content) in [
+        ("config.json", tiny::CONFIG.replace("\"hidden_size\": 8", "\"hidden_size\": 16")),
+        ("tokenizer.json", "<html>".to_owned()),
+        ("model.safetensors", "<html>".to_owned()),
+    ] {
+        let published = tempfile::tempdir().unwrap();
+        let model = tiny::install_unpinned(published.path());
+        let fixture = Fixture { model, published, model_dir: tempfile::tempdir().unwrap() };
+        let wrong = fixture.folder().join(file);
+        std::fs::write(&wrong, content).unwrap();
+        match fixture.pull(&[folder(fixture.folder())]) {
+            Err(Error::ModelFormat { path, .. }) => assert_eq!(path, wrong),
+            other => panic!("{file}: {other:?}"),
+        }
+        assert_eq!(fixture.placed(), Vec::<String>::new());
+        assert!(!fixture.model_dir.path().join("tiny/.embank-checksums.json").exists());
+    }
+}
+
+#[test]
 fn a_wrong_file_in_the_folder_is_refused_and_nothing_is_placed() {
     let fixture = Fixture::new();
     let wrong = fixture.folder().join("model.safetensors");
     std::fs::write(&wrong, "not the weights").unwrap();
     match fixture.pull(&[folder(fixture.folder())]) {
         Err(Error::ChecksumMismatch { path, expected, .. }) => {
-            assert_eq!((path, expected.as_str()), (wrong, fixture.model.weights.sha256));
+            assert_eq!((path, expected.as_str()), (wrong, fixture.model.pins.as_ref().unwrap().weights.sha256));
         }
         other => panic!("{other:?}"),
     }
