@@ -18,6 +18,7 @@ pub(super) const HEAD_BYTES: usize = 8 * 1024;
 /// | `jsonl` `ndjson` | one JSON object a line |
 /// | `csv` | comma-separated, with a header row |
 /// | `tsv` | tab-separated, with a header row |
+/// | `png` `jpg` `jpeg` `webp` `gif` | image |
 /// | `txt` `text` `log` `rst` `adoc` `org` `tex` | text |
 /// | anything else, or none | text if the first 8 KiB are UTF-8 without NUL, else skipped |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,7 @@ pub(crate) enum Format {
     Jsonl,
     Csv,
     Tsv,
+    Image,
 }
 
 impl Format {
@@ -45,6 +47,7 @@ impl Format {
             "jsonl" | "ndjson" => Self::Jsonl,
             "csv" => Self::Csv,
             "tsv" => Self::Tsv,
+            "png" | "jpg" | "jpeg" | "webp" | "gif" => Self::Image,
             "txt" | "text" | "log" | "rst" | "adoc" | "org" | "tex" => Self::Text,
             _ => return None,
         })
@@ -96,6 +99,7 @@ mod tests {
         assert_eq!(format_of("a.csv", b""), Ok(Format::Csv));
         assert_eq!(format_of("a.tsv", b""), Ok(Format::Tsv));
         assert_eq!(format_of("a.txt", b""), Ok(Format::Text));
+        assert_eq!(format_of("a.JPG", b""), Ok(Format::Image));
     }
 
     #[test]

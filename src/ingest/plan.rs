@@ -8,6 +8,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::chunk::Chunker;
 use super::extract::{RecordFields, extract};
+use super::format::Format;
 use super::known::{Known, KnownDocument, source_name};
 use super::sink::{Count, FileDocument, FileSink, hash_file};
 use super::skip::{SkipReason, Skipped};
@@ -120,7 +121,7 @@ impl Planner {
         self.seen.files += 1;
         if file.format.holds_records() {
             let fields = self.fields.clone();
-            return extract(file, &fields, &mut FileSink::new(self, file, source, None));
+            return extract(file, &source.clone(), &fields, &mut FileSink::new(self, file, source, None));
         }
         let hash = match hash_file(file, &self.chunker.fingerprint()) {
             Ok(hash) => hash,
@@ -137,23 +138,25 @@ impl Planner {
             return Ok(());
         }
         let fields = self.fields.clone();
-        let total = if file.len > HELD_BYTES { Some(self.count_chunks(file, &fields)?) } else { None };
+        // An image is one chunk, however large.
+        let is_counted = file.len > HELD_BYTES && file.format != Format::Image;
+        let total = if is_counted { Some(self.count_chunks(file, &source, &fields)?) } else { None };
         if total == Some(None) {
             // It was skipped while counting; extracting it now would only skip it again.
             return self.drop_known(known);
         }
         let file_document = FileDocument { hash, known, total: total.flatten() };
-        let mut sink = FileSink::new(self, file, source, Some(file_document));
-        extract(file, &fields, &mut sink)?;
+        let mut sink = FileSink::new(self, file, source.clone(), Some(file_document));
+        extract(file, &source, &fields, &mut sink)?;
         let left = sink.file.take();
         // Nothing was begun: the file is empty or unreadable now, and what was known of it is out of date.
         self.drop_known(left.and_then(|document| document.known))
     }
 
     /// Chunks of a large file, `None` if it was skipped.
-    fn count_chunks(&mut self, file: &FoundFile, fields: &RecordFields) -> Result<Option<usize>> {
+    fn count_chunks(&mut self, file: &FoundFile, source: &str, fields: &RecordFields) -> Result<Option<usize>> {
         let mut count = Count::new(&self.chunker);
-        extract(file, fields, &mut count)?;
+        extract(file, source, fields, &mut count)?;
         match count.finish() {
             Ok(total) => Ok(Some(total)),
             Err(skipped) => {

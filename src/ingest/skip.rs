@@ -67,6 +67,9 @@ pub enum SkipReason {
         /// The most that is followed.
         limit: u64,
     },
+    /// A file that is named like an image and is none, or is damaged or too large.
+    #[error("bad image: {0}")]
+    BadImage(String),
     /// A JSONL line or CSV row that is not a record with text.
     #[error("bad record: {0}")]
     BadRecord(String),

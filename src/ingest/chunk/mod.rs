@@ -1,7 +1,7 @@
 //! Cuts a document into chunks: pieces that fit the embedder's window, each with the headings that it stands under.
 //!
-//! Guarantees: no chunk has more tokens than allowed, heading included; every word of the text is in a chunk; no chunk is
-//! blank; the same text gives the same chunks. Must not know: files, tables, vectors.
+//! Guarantees: no chunk has more tokens than allowed, heading included, but for images, which are not cut; every word of the
+//! text is in a chunk; no chunk is blank; the same text gives the same chunks. Must not know: files, tables, vectors.
 //!
 //! How: Markdown's outline is read ([`outline`]), each heading gets its path ([`path`]), the text is taken in windows that
 //! start at a block ([`window`]), `text-splitter` cuts each window where the text itself has its joints, with the sizes
@@ -116,6 +116,11 @@ impl DocumentChunks {
     /// Cuts the next segment of the document and appends its chunks to `chunks`. No chunk reaches over two segments.
     pub(crate) fn push(&mut self, markup: Markup, text: &str, chunks: &mut Vec<Chunk>) {
         let outline = match markup {
+            Markup::Image => {
+                // An image is not cut, and it is found again by all that stands here.
+                chunks.push(Chunk { heading: String::new(), content: text.to_owned() });
+                return;
+            }
             Markup::Plain => Outline::default(),
             Markup::Markdown => Outline::of(text),
         };

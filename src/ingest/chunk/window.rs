@@ -99,7 +99,7 @@ impl<'a> WindowChunker<'a> {
             self.join_or_push(start..start + piece.len(), capacity, &mut pieces);
         };
         match self.window.markup {
-            Markup::Plain => TextSplitter::new(config).chunk_indices(text).for_each(&mut add),
+            Markup::Plain | Markup::Image => TextSplitter::new(config).chunk_indices(text).for_each(&mut add),
             Markup::Markdown => MarkdownSplitter::new(config).chunk_indices(text).for_each(&mut add),
         }
         for piece in pieces {

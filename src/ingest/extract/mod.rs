@@ -1,11 +1,13 @@
 //! From a file to documents: the text that is to be searched, and what is known about it.
 //!
-//! Guarantees: a file is read in pieces, so that memory does not grow with it (HTML, which has to be read whole, is refused
-//! beyond a limit); bad input costs the row or the file that it is in, and is told to the sink. Must not know: chunks.
+//! Guarantees: a file is read in pieces, so that memory does not grow with it (HTML and images, which have to be read whole,
+//! are refused beyond a limit); bad input costs the row or the file that it is in, and is told to the sink. Must not know:
+//! chunks.
 
 mod csv;
 mod front_matter;
 mod html;
+mod image;
 mod jsonl;
 mod lines;
 mod record;
@@ -44,6 +46,8 @@ pub(crate) enum Markup {
     Plain,
     /// Markdown.
     Markdown,
+    /// What stands for an image: one chunk, whatever its length.
+    Image,
 }
 
 /// Who takes the documents of a file. The calls for one document are, in this order: `begin`, one or more `segment`, `end`.
@@ -78,11 +82,17 @@ impl Default for RecordFields {
     }
 }
 
-/// Hands the documents of `file` to `sink`. What cannot be read is told to the sink.
+/// Hands the documents of `file` to `sink`; `source` is the name that the bank knows the file by. What cannot be read is told
+/// to the sink.
 ///
 /// # Errors
 /// Only those of the sink.
-pub(crate) fn extract(file: &FoundFile, fields: &RecordFields, sink: &mut dyn DocumentSink) -> Result<()> {
+pub(crate) fn extract(
+    file: &FoundFile,
+    source: &str,
+    fields: &RecordFields,
+    sink: &mut dyn DocumentSink,
+) -> Result<()> {
     match file.format {
         Format::Text => text::extract(file, Markup::Plain, sink),
         Format::Markdown => text::extract(file, Markup::Markdown, sink),
@@ -90,6 +100,7 @@ pub(crate) fn extract(file: &FoundFile, fields: &RecordFields, sink: &mut dyn Do
         Format::Jsonl => jsonl::extract(file, fields, sink),
         Format::Csv => csv::extract(file, b',', fields, sink),
         Format::Tsv => csv::extract(file, b'\t', fields, sink),
+        Format::Image => image::extract(file, source, sink),
     }
 }
 

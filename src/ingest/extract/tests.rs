@@ -65,7 +65,7 @@ fn extracted(name: &str, bytes: impl AsRef<[u8]>) -> Collected {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(name), bytes).unwrap();
     let mut sink = Collected::default();
-    extract(&found(dir.path(), name), &RecordFields::default(), &mut sink).unwrap();
+    extract(&found(dir.path(), name), name, &RecordFields::default(), &mut sink).unwrap();
     assert!(sink.open.is_none(), "a document was neither ended nor discarded");
     sink
 }
@@ -168,7 +168,7 @@ fn a_file_that_vanished_or_is_a_folder_is_listed() {
                 fs::create_dir(&file.path).unwrap();
             }
             let mut sink = Collected::default();
-            extract(&file, &RecordFields::default(), &mut sink).unwrap();
+            extract(&file, "file", &RecordFields::default(), &mut sink).unwrap();
             assert!(
                 matches!(sink.skipped.as_slice(), [(None, SkipReason::Unreadable(_))]),
                 "{name}: {:?}",
@@ -223,7 +223,7 @@ fn a_huge_text_is_handed_over_in_small_pieces() {
         }
     }
     let mut sink = Hashing(blake3::Hasher::new(), 0, 0);
-    extract(&found, &RecordFields::default(), &mut sink).unwrap();
+    extract(&found, "file", &RecordFields::default(), &mut sink).unwrap();
     assert_eq!((sink.0.finalize(), sink.2), (hasher.finalize(), 1));
     assert!(sink.1 <= 2 << 20, "{}", sink.1);
 }
@@ -316,7 +316,7 @@ fn record_fields_have_the_names_that_the_caller_says() {
     let fields = RecordFields { id: "_id".into(), text: "body".into(), category: "kind".into() };
     for name in ["a.jsonl", "a.csv"] {
         let mut sink = Collected::default();
-        extract(&found(dir.path(), name), &fields, &mut sink).unwrap();
+        extract(&found(dir.path(), name), name, &fields, &mut sink).unwrap();
         assert_eq!(records(&sink), [("1", "x", Some("k"), json!({"id": 2, "text": "t"}))], "{name}");
     }
 }
@@ -409,7 +409,7 @@ fn an_error_of_the_sink_stops_the_file() {
     for (name, text) in [("a.jsonl", "{\"text\": \"x\"}\n".repeat(9)), ("a.csv", "text\na\nb\nc\n".to_owned())] {
         fs::write(dir.path().join(name), text).unwrap();
         let mut sink = Full(0);
-        let answer = extract(&found(dir.path(), name), &RecordFields::default(), &mut sink);
+        let answer = extract(&found(dir.path(), name), name, &RecordFields::default(), &mut sink);
         assert!(matches!(answer, Err(Error::Cancelled)));
         assert_eq!(sink.0, 2, "{name}");
     }
