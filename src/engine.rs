@@ -13,11 +13,12 @@ use serde::Serialize;
 
 use crate::backfill::{Backfill, BackfillOptions, BackfillReport};
 use crate::clock::Clock;
-use crate::embed::Embedder;
+use crate::embed::{Embedder, Estimate};
 use crate::error::{Error, Result};
 use crate::id::{EmbedderId, GenerationId};
 use crate::index::{Activation, BuildOptions, Built, GarbageReport, Generation, Indexing, ValidateOptions, Validated};
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
+use crate::ledger::BankLedger;
 use crate::progress::{Cancel, Listener};
 use crate::search::{ActiveIndex, Search, SearchOptions, SearchResult};
 use crate::store::{
@@ -124,6 +125,7 @@ impl Bank {
     }
 
     async fn with_store(store: Store, embedder: Arc<dyn Embedder>, options: BankOptions) -> Result<Self> {
+        embedder.attach_ledger(Arc::new(BankLedger::new(store.clone())));
         let identity = embedder.identity();
         let (embedder_id, dimension) = (identity.id(), identity.dimension);
         Ok(Self {
@@ -174,17 +176,18 @@ impl Bank {
     /// Those of the store, and of an embedder that cannot work at all. A text that cannot be embedded is a row of the report.
     pub fn backfill(&self, options: BackfillOptions) -> Pending<'_, BackfillReport> {
         Box::pin(async move {
-            let backfill = Backfill {
-                store: self.store.clone(),
-                embedder: self.embedder.clone(),
-                embedder_id: self.embedder_id.clone(),
-                embeddings: self.embeddings.clone(),
-                cache: self.cache.clone(),
-                listener: self.listener.clone(),
-                cancel: self.cancel.clone(),
-            };
+            let backfill = self.backfilling();
             self.recorded("backfill", backfill.run(options), BackfillReport::is_idle).await
         })
+    }
+
+    /// What a backfill would give the embedder now: texts that are due and in no cache, each once, their tokens and price.
+    /// Nothing is sent.
+    ///
+    /// # Errors
+    /// Those of the store; those of [`Embedder::estimate`].
+    pub fn backfill_estimate(&self) -> Pending<'_, Estimate> {
+        Box::pin(async move { self.backfilling().estimate().await })
     }
 
     /// Builds the next index generation. It serves nothing before it is validated and activated.
@@ -367,6 +370,18 @@ impl Bank {
             embeddings: self.embeddings.clone(),
             index: ActiveIndex { is_flat: active.spec.is_none(), generation: active.id, settings: active.settings },
         })
+    }
+
+    fn backfilling(&self) -> Backfill {
+        Backfill {
+            store: self.store.clone(),
+            embedder: self.embedder.clone(),
+            embedder_id: self.embedder_id.clone(),
+            embeddings: self.embeddings.clone(),
+            cache: self.cache.clone(),
+            listener: self.listener.clone(),
+            cancel: self.cancel.clone(),
+        }
     }
 
     fn indexing(&self) -> Indexing {
