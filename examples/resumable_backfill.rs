@@ -1,7 +1,8 @@
-//! Kills itself half-way through embedding, and continues: no text is embedded twice, none is lost.
+//! Kills itself half-way through embedding, and continues: none is lost, and no text whose vector was stored is embedded again.
 //!
-//! The program starts itself as a child whose embedder aborts the process, without any clean-up, once it has seen 600 texts;
-//! the parent then does the rest, and counts.
+//! The program starts itself as a child whose embedder aborts the process, without any clean-up, once it has seen 20,000
+//! texts; the parent then does the rest, and counts. The fake embedder outruns the disk, so that some thousands of its answers
+//! are on their way when the process dies; of a real model it is about a second's work.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use embank::embed::{Embedded, Embedder, EmbedderIdentity, FakeEmbedder, TextKind, TokenCounter};
 use embank::{BackfillOptions, Bank, BankOptions, IngestOptions};
 
-const TEXTS: u64 = 1000;
-const ABORT_AFTER: u64 = 600;
+const TEXTS: u64 = 40_000;
+const ABORT_AFTER: u64 = 20_000;
 
 /// The fake embedder, until it has seen enough.
 struct Mortal {

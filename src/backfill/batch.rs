@@ -1,38 +1,58 @@
-//! How many chunks one batch claims: enough that the commits do not matter, few enough that a kill repeats little.
+//! How many chunks one batch claims, and how many texts one call of the embedder gets: enough that commits and calls do not
+//! matter, few enough that a kill repeats little and memory stays bounded.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The smallest batch: a kill of a slow model then repeats a few seconds of work.
-const SMALLEST: usize = 64;
-/// The first batch.
-const FIRST: usize = 256;
-/// The largest batch: 8,192 × 1,024 floats are 32 MiB, which bounds memory.
-const LARGEST: usize = 8192;
-/// What a batch should take. Four commits and a sync cost 0.1 to 0.3 s, so they stay below a tenth of it.
-const TARGET: Duration = Duration::from_secs(4);
-
-/// The size of the next batch, adapted to the embedder's speed by doubling and halving.
+/// A number that is adapted to how long the work took, by doubling and halving; shared by clones of its owner's handle.
 #[derive(Debug)]
-pub(super) struct BatchSize(usize);
-
-impl Default for BatchSize {
-    fn default() -> Self {
-        Self(FIRST)
-    }
+pub(super) struct Size {
+    value: AtomicUsize,
+    smallest: usize,
+    largest: usize,
+    target: Duration,
 }
 
-impl BatchSize {
-    pub(super) fn rows(&self) -> usize {
-        self.0
+impl Size {
+    /// Chunks of one batch.
+    ///
+    /// At most 12 MiB of vectors (8,192 of 384 numbers), of which the stages hold four at once; at least 256. A batch should
+    /// take four seconds: its five commits and the sync cost 0.1 to 0.2 s, most of it while the embedder works on the next.
+    pub(super) fn of_batch(dimension: usize) -> Self {
+        let largest = ((12 << 20) / (dimension.max(1) * size_of::<f32>())).clamp(256, 8192);
+        Self { value: AtomicUsize::new(largest.min(1024)), smallest: 256, largest, target: Duration::from_secs(4) }
     }
 
-    /// Takes note of how long a batch took.
-    pub(super) fn adapt(&mut self, took: Duration) {
-        if took < TARGET / 2 {
-            self.0 = (self.0 * 2).min(LARGEST);
-        } else if took > TARGET * 2 {
-            self.0 = (self.0 / 2).max(SMALLEST);
-        }
+    /// Texts of one call.
+    ///
+    /// Two calls are on their way at any time, and what they answer is in the cache as soon as the writer can: a kill repeats
+    /// about those. So a call should take half a second, which a commit of 10 ms does not lengthen; a local model needs no
+    /// more texts at once, since it never pads. 2,048 texts are plenty for the fastest, and the embedder may set a lower
+    /// bound (`at_most`).
+    pub(super) fn of_call(at_most: usize) -> Self {
+        let largest = at_most.clamp(1, 2048);
+        let smallest = largest.min(32);
+        Self { value: AtomicUsize::new(largest.min(128)), smallest, largest, target: Duration::from_millis(500) }
+    }
+
+    pub(super) fn get(&self) -> usize {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of how long work of this size took.
+    pub(super) fn adapt(&self, size: usize, took: Duration) {
+        let now = self.get();
+        // What was less than half of what was asked for, at the end of a run, says nothing.
+        let new = if took < self.target / 8 && size * 2 > now {
+            now * 4
+        } else if took < self.target / 2 && size * 2 > now {
+            now * 2
+        } else if took > self.target * 2 {
+            now / 2
+        } else {
+            now
+        };
+        self.value.store(new.clamp(self.smallest, self.largest), Ordering::Relaxed);
     }
 }
 
@@ -42,12 +62,21 @@ mod tests {
 
     #[test]
     fn grows_for_a_fast_embedder_shrinks_for_a_slow_one_and_stays_in_bounds() {
-        let mut size = BatchSize::default();
-        (0..20).for_each(|_| size.adapt(Duration::from_millis(10)));
-        assert_eq!(size.rows(), LARGEST);
-        size.adapt(TARGET);
-        assert_eq!(size.rows(), LARGEST);
-        (0..20).for_each(|_| size.adapt(Duration::from_secs(60)));
-        assert_eq!(size.rows(), SMALLEST);
+        let size = Size::of_batch(384);
+        (0..20).for_each(|_| size.adapt(size.get(), Duration::from_millis(10)));
+        assert_eq!(size.get(), 8192);
+        size.adapt(8192, Duration::from_secs(4));
+        assert_eq!(size.get(), 8192);
+        (0..20).for_each(|_| size.adapt(size.get(), Duration::from_secs(60)));
+        assert_eq!(size.get(), 256);
+        size.adapt(3, Duration::from_millis(1));
+        assert_eq!(size.get(), 256, "a remainder says nothing");
+    }
+
+    #[test]
+    fn vectors_of_a_batch_fit_12_mib() {
+        for dimension in [0, 1, 384, 768, 1024, 4096] {
+            assert!(Size::of_batch(dimension).largest * dimension * 4 <= 12 << 20, "{dimension}");
+        }
     }
 }

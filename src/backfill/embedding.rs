@@ -1,115 +1,126 @@
-//! One claimed batch: look up the cache, embed what is missing, commit in order.
+//! The second stage: gives the embedder its texts, call after call, the next one always waiting; and finds the text that is
+//! at fault where a call fails.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use tokio::sync::mpsc;
 
-use super::{Backfill, BackfillReport, ChunkFailure, FAILURES_NAMED, LEASE, Vectors};
+use super::{Backfill, Shared};
 use crate::embed::{Embedded, TextKind, check_vector};
 use crate::error::{Error, Result};
 use crate::id::ContentHash;
-use crate::store::{EmbeddingRow, Outcome, Passage, StatusRow, WorkerId};
 
-/// Texts given to the embedder between two looks at the lease.
-const TEXTS_PER_CALL: usize = 512;
+/// Calls on their way at once: one that the model works on, and the next.
+const CALLS: usize = 2;
+
+/// The texts of one batch that have to be embedded, each once.
+pub(super) struct Texts {
+    pub(super) number: u64,
+    pub(super) texts: Vec<(ContentHash, String)>,
+}
 
 /// Why one text could not be embedded.
 #[derive(Clone, Debug)]
-struct TextFailure {
-    kind: &'static str,
-    message: String,
+pub(super) struct TextFailure {
+    pub(super) kind: &'static str,
+    pub(super) message: String,
+}
+
+/// What became of some texts of a batch. `None`: not attempted, because stopping was asked for or the embedder cannot work.
+pub(super) struct Answer {
+    pub(super) number: u64,
+    pub(super) answers: Vec<(ContentHash, Option<Result<Embedded, TextFailure>>)>,
+}
+
+/// Calls the embedder for what comes.
+pub(super) struct Caller {
+    pub(super) backfill: Backfill,
+    pub(super) shared: Arc<Shared>,
+    pub(super) texts: mpsc::Receiver<Texts>,
+    pub(super) answers: mpsc::Sender<Answer>,
+}
+
+/// Batches cut into calls.
+struct Calls {
+    received: mpsc::Receiver<Texts>,
+    /// What is left of a batch that was begun.
+    rest: Option<Texts>,
+}
+
+impl Calls {
+    /// At most `size` texts of one batch; `None` once no more come. Nothing is lost where this is not awaited to its end.
+    async fn next(&mut self, size: usize) -> Option<Texts> {
+        while self.rest.is_none() {
+            self.rest = Some(self.received.recv().await?).filter(|batch| !batch.texts.is_empty());
+        }
+        let Texts { number, mut texts } = self.rest.take()?;
+        let rest = texts.split_off(size.min(texts.len()));
+        self.rest = (!rest.is_empty()).then_some(Texts { number, texts: rest });
+        Some(Texts { number, texts })
+    }
+}
+
+impl Caller {
+    /// Embeds until no more texts come.
+    ///
+    /// # Errors
+    /// Where the embedder cannot work at all. What comes after that is not attempted, so that its claims are given back.
+    pub(super) async fn run(self) -> Result<()> {
+        let Self { backfill, shared, texts, answers } = self;
+        let mut calls = Calls { received: texts, rest: None };
+        let (mut under_way, mut result, mut is_over) = (FuturesOrdered::new(), Ok(()), false);
+        loop {
+            let size = shared.call.get();
+            let answered = tokio::select! {
+                call = calls.next(size), if under_way.len() < CALLS && !is_over => {
+                    match call {
+                        Some(texts) => under_way.push_back(backfill.answer(texts, &shared)),
+                        None => is_over = true,
+                    }
+                    continue;
+                }
+                Some(answered) = under_way.next() => answered,
+                else => return result,
+            };
+            let (answer, error) = answered;
+            if let Some(error) = error {
+                shared.is_failing.store(true, Ordering::Relaxed);
+                result = result.and(Err(error));
+            }
+            if answers.send(answer).await.is_err() {
+                // The writer has failed; its own error says why.
+                return result;
+            }
+        }
+    }
 }
 
 impl Backfill {
-    pub(super) async fn embed_claimed(
-        &self,
-        claimed: Vec<StatusRow>,
-        worker: &WorkerId,
-        report: &mut BackfillReport,
-    ) -> Result<()> {
-        let ids: Vec<_> = claimed.iter().map(|row| row.id.clone()).collect();
-        // After the claim: an ingest writes documents before states, so what is claimed is visible now, or gone.
-        self.store.documents_refresh().await?;
-        let passages = self.store.documents.passages(&ids).await?;
-        let orphans: Vec<_> = ids.iter().filter(|id| !passages.contains_key(id)).cloned().collect();
-        // Their document was deleted after the claim.
-        self.store.status.delete(&orphans).await?;
-
-        let mut vectors = self.cached(&passages).await?;
-        let failures = self.embed_missing(&passages, &claimed, worker, &mut vectors, report).await?;
-
-        let now = self.store.clock().now();
-        let rows: Vec<_> = passages.values().filter_map(|passage| row(passage, &vectors)).collect();
-        self.embeddings.refresh().await?;
-        self.embeddings.insert(&rows, now).await?;
-        tracing::debug!(rows = rows.len(), "vectors stored");
-        // Status last: a crash before this line only repeats work.
-        let outcomes = claimed.into_iter().filter_map(|row| {
-            let passage = passages.get(&row.id)?;
-            Some((row, outcome(passage, &vectors, &failures, report)))
-        });
-        let outcomes: Vec<_> = outcomes.collect();
-        let finished = self.store.status.finish(outcomes, worker, now).await?;
-        self.store.acknowledge().await?;
-        tracing::debug!(finished, "batch committed");
-        Ok(())
-    }
-
-    async fn cached(&self, passages: &HashMap<crate::id::ChunkId, Passage>) -> Result<Vectors> {
-        let hashes: HashSet<_> = passages.values().map(|passage| passage.content_hash).collect();
-        let hashes: Vec<_> = hashes.into_iter().collect();
-        self.cache.refresh().await?;
-        self.cache.get(&hashes).await
-    }
-
-    /// Embeds each text that is not in `vectors` once, and adds it there and to the cache.
-    async fn embed_missing(
-        &self,
-        passages: &HashMap<crate::id::ChunkId, Passage>,
-        claimed: &[StatusRow],
-        worker: &WorkerId,
-        vectors: &mut Vectors,
-        report: &mut BackfillReport,
-    ) -> Result<HashMap<ContentHash, TextFailure>> {
-        let clock = self.store.clock();
-        let mut seen = HashSet::new();
-        // In the order of the claim, which is the order of ingest: reproducible batches.
-        let missing: Vec<_> = claimed
-            .iter()
-            .filter_map(|row| passages.get(&row.id))
-            .filter(|passage| !vectors.contains_key(&passage.content_hash) && seen.insert(passage.content_hash))
-            .collect();
-        report.reused += (passages.len() - missing.len()) as u64;
-        let mut failures = HashMap::new();
-        let mut renewed_at = clock.now();
-        for some in missing.chunks(TEXTS_PER_CALL) {
-            if clock.now().since(renewed_at) > LEASE / 3 {
-                renewed_at = clock.now();
-                self.store.status.renew(claimed, worker, renewed_at, LEASE).await?;
-            }
-            let texts: Vec<_> = some.iter().map(|passage| passage.content.clone()).collect();
-            report.embedded += texts.len() as u64;
-            let answers = self.embed_each(&texts).await?;
-            let mut fresh = Vec::with_capacity(some.len());
-            for (passage, answer) in some.iter().zip(answers) {
-                match answer {
-                    Ok(embedded) => {
-                        report.tokens += u64::from(embedded.tokens);
-                        report.truncated += u64::from(embedded.truncated);
-                        fresh.push((passage.content_hash, Arc::<[f32]>::from(embedded.vector)));
-                    }
-                    Err(failure) => {
-                        failures.insert(passage.content_hash, failure);
-                    }
+    /// Makes one call. With the error of an embedder that cannot work come the answers that it has all the same.
+    async fn answer(&self, texts: Texts, shared: &Shared) -> (Answer, Option<Error>) {
+        let Texts { number, texts } = texts;
+        let (hashes, texts): (Vec<_>, Vec<_>) = texts.into_iter().unzip();
+        let count = texts.len();
+        let is_over = self.cancel.is_cancelled() || shared.is_failing.load(Ordering::Relaxed);
+        let (answers, error) = if is_over {
+            (vec![None; count], None)
+        } else {
+            let began = std::time::Instant::now();
+            let embedded = self.embed_each(&texts).await;
+            shared.call.adapt(count, began.elapsed());
+            match embedded {
+                Ok(answers) => (answers.into_iter().map(Some).collect(), None),
+                Err(error) => {
+                    let kept = self.embedder.kept_answers(TextKind::Passage, &texts).into_iter();
+                    (kept.map(|answer| answer.map(|answer| self.checked(answer))).collect(), Some(error))
                 }
             }
-            // The cache first: from here on no crash makes the embedder see these texts again.
-            self.cache.append(&fresh, clock.now()).await?;
-            tracing::debug!(texts = fresh.len(), "cached");
-            vectors.extend(fresh);
-        }
-        Ok(failures)
+        };
+        (Answer { number, answers: hashes.into_iter().zip(answers).collect() }, error)
     }
 
     /// One answer for each text. A batch that fails as a whole, or is answered with a wrong count, is halved until the text
@@ -125,11 +136,7 @@ impl Backfill {
                     message: format!("the embedder gave {} answers for {} texts", answers.len(), texts.len()),
                 },
                 // Not a matter of a text: no other text would fare better.
-                Err(
-                    error @ (Error::ModelMissing { .. } | Error::ChecksumMismatch { .. } | Error::ModelFormat { .. }),
-                ) => {
-                    return Err(error);
-                }
+                Err(error) if error.is_permanent() => return Err(error),
                 Err(error) => TextFailure { kind: "embedder", message: error_chain(&error) },
             };
             if texts.len() <= 1 {
@@ -148,39 +155,6 @@ impl Backfill {
             Err(defect) => Err(TextFailure { kind: "vector", message: defect.to_string() }),
         }
     }
-}
-
-fn row(passage: &Passage, vectors: &Vectors) -> Option<EmbeddingRow> {
-    Some(EmbeddingRow {
-        id: passage.id.clone(),
-        content_hash: passage.content_hash,
-        doc_id: passage.doc_id.clone(),
-        doc_path: passage.doc_path.clone(),
-        category: passage.category.clone(),
-        vector: vectors.get(&passage.content_hash)?.clone(),
-    })
-}
-
-fn outcome(
-    passage: &Passage,
-    vectors: &Vectors,
-    failures: &HashMap<ContentHash, TextFailure>,
-    report: &mut BackfillReport,
-) -> Outcome {
-    if vectors.contains_key(&passage.content_hash) {
-        report.ready += 1;
-        return Outcome::Stored;
-    }
-    let Some(failure) = failures.get(&passage.content_hash) else { return Outcome::Released };
-    report.failed += 1;
-    if report.failures.len() < FAILURES_NAMED {
-        report.failures.push(ChunkFailure {
-            id: passage.id.clone(),
-            doc_path: passage.doc_path.clone(),
-            reason: failure.message.clone(),
-        });
-    }
-    Outcome::Failed { kind: failure.kind, message: failure.message.clone() }
 }
 
 /// An error with its causes, for the status table.

@@ -1,32 +1,47 @@
 //! Embedding what is missing: claim → cache → embed → commit in order → ready, batch by batch, until nothing is due.
 //!
-//! Guarantees: the commits of a batch are ordered cache, embeddings, status, so a crash between any two only repeats work and
-//! never calls the embedder again for a text whose vector reached the cache; a bad text costs itself alone; memory is one
-//! batch. Must not know: files, indexes, searches.
+//! Three stages work at once over bounded channels: the reader claims and reads the next batch, the caller keeps the embedder
+//! busy, the writer commits. Guarantees: the commits of a batch are ordered cache, embeddings, status, so a crash between
+//! any two only repeats work and never calls the embedder again for a text whose vector reached the cache; a bad text costs
+//! itself alone; memory is a few batches, and 8 bytes for each text and chunk that is stored already. Must not know: files,
+//! indexes, searches.
 
 mod batch;
 mod embedding;
+mod estimate;
+mod reader;
 mod reconcile;
+mod settled;
+mod writer;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::embed::Embedder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ChunkId, ContentHash, EmbedderId};
 use crate::progress::{Cancel, Listener, Progress, Stage};
-use crate::store::{EmbeddingCache, Embeddings, Store, WorkerId};
-use batch::BatchSize;
+use crate::store::{Claimant, EmbeddingCache, Embeddings, Position, Store, WorkerId};
+use batch::Size;
+use embedding::Caller;
+use reader::{Knowledge, Reader};
 pub use reconcile::ReconcileReport;
+use writer::{Writer, Written};
 
 /// How long a claim holds unless it is renewed: several times what the largest batch takes.
 const LEASE: Duration = Duration::from_secs(300);
 
-/// Batches between two compactions. A batch makes four small commits, and commits slow down once a table has a few hundred.
-const BATCHES_PER_COMPACTION: u64 = 24;
+/// Batches that are claimed and read, and wait for the embedder: one, so that it need not wait for them.
+const BATCHES_AHEAD: usize = 1;
+
+/// Answers that wait for the writer. With those on their way they bound what a kill repeats.
+const ANSWERS_WAITING: usize = 2;
 
 /// What to embed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,7 +108,8 @@ pub struct ChunkFailure {
 /// Failures that a report names; all of them stand in the status table.
 const FAILURES_NAMED: usize = 20;
 
-/// The stage, ready to run.
+/// The stage, ready to run; clones are the same stage.
+#[derive(Clone)]
 pub(crate) struct Backfill {
     pub(crate) store: Store,
     pub(crate) embedder: Arc<dyn Embedder>,
@@ -104,67 +120,146 @@ pub(crate) struct Backfill {
     pub(crate) cancel: Cancel,
 }
 
-/// Vectors of a batch by content.
-type Vectors = HashMap<ContentHash, Arc<[f32]>>;
+/// What the stages of one run share.
+struct Shared {
+    claimant: Claimant,
+    batch: Size,
+    call: Size,
+    /// Set once the embedder cannot work at all: what is claimed from then on would be given back at once.
+    is_failing: AtomicBool,
+    /// Texts that were taken to be in the cache soon, and will not be.
+    forgotten: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    fn forget<'a>(&self, texts: impl Iterator<Item = &'a ContentHash>) {
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        forgotten.extend(texts.map(ToString::to_string));
+    }
+
+    fn take_forgotten(&self) -> Vec<String> {
+        std::mem::take(&mut *self.forgotten.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl Backfill {
     /// Embeds until nothing is due, the limit is reached, or it is cancelled.
-    pub(crate) async fn run(&self, options: BackfillOptions) -> Result<BackfillReport> {
+    pub(crate) fn run(&self, options: BackfillOptions) -> BoxFuture<'_, Result<BackfillReport>> {
+        Box::pin(self.run_rounds(options))
+    }
+
+    async fn run_rounds(&self, options: BackfillOptions) -> Result<BackfillReport> {
         let clock = self.store.clock();
         let began = clock.now();
-        let worker = WorkerId::new();
-        let mut report = BackfillReport { reconciled: self.reconcile().await?, ..BackfillReport::default() };
-        if options.errors == RetryErrors::Now {
-            self.store.status.retry_errors(&self.embedder_id, began).await?;
+        if options.errors == RetryErrors::WhenDue && self.is_settled(began).await? {
+            tracing::trace!("nothing to do by the last run's word");
+            return Ok(BackfillReport::default());
         }
-        let due = self.store.status.count_due(&self.embedder_id, began).await?;
+        let (reconciled, mut survey) = self.reconcile_and_survey().await?;
+        let report = BackfillReport { reconciled, ..BackfillReport::default() };
+        if options.errors == RetryErrors::Now && self.store.status.retry_errors(&self.embedder_id, began).await? > 0 {
+            survey = self.store.status.survey(&self.embedder_id, began).await?;
+        }
         let mut left = options.limit.unwrap_or(u64::MAX);
-        let total = due.min(left);
+        let total = survey.due.min(left);
         if total == 0 {
+            self.settle(&survey, began).await?;
             return Ok(report);
         }
         self.listener.report(Progress::Started { stage: Stage::Backfill, total: Some(total) });
-        let (mut size, mut done) = (BatchSize::default(), 0);
-        for number in 1.. {
-            if self.cancel.is_cancelled() {
-                report.cancelled = true;
-                break;
-            }
-            let began = std::time::Instant::now();
-            let limit = size.rows().min(usize::try_from(left).unwrap_or(usize::MAX));
-            let claimed = self.store.status.claim(&self.embedder_id, &worker, clock.now(), LEASE, limit).await?;
-            if claimed.is_empty() {
-                // Nothing due, or others have just claimed it all.
-                break;
-            }
-            let rows = claimed.len() as u64;
-            self.embed_claimed(claimed, &worker, &mut report).await?;
-            size.adapt(began.elapsed());
-            done += rows;
-            left -= rows.min(left);
-            self.listener.report(Progress::Advanced { stage: Stage::Backfill, done });
-            if number % BATCHES_PER_COMPACTION == 0 {
-                self.compact().await?;
-            }
-            if left == 0 {
+        let shared = Arc::new(Shared {
+            claimant: Claimant { embedder: self.embedder_id.clone(), worker: WorkerId::new(), lease: LEASE },
+            batch: Size::of_batch(self.embeddings.dimension()),
+            call: Size::of_call(self.embedder.texts_per_call()),
+            is_failing: AtomicBool::new(false),
+            forgotten: Mutex::default(),
+        });
+        let mut knowledge = Knowledge::new(self);
+        let mut written = Written::new(self, report);
+        // More rounds than one where something became due behind the position: a failure whose pause is over, documents of
+        // an ingest that runs beside, a lease that ran out.
+        while survey.due > 0 && left > 0 && !self.cancel.is_cancelled() {
+            let position = Position::start(std::mem::take(&mut survey.dead_owners));
+            let round = self.round(&shared, knowledge, written, position, left).await?;
+            let claimed = round.0;
+            (knowledge, written) = (round.1, round.2);
+            left -= claimed.min(left);
+            survey = self.store.status.survey(&self.embedder_id, clock.now()).await?;
+            if claimed == 0 {
+                // Others have just claimed it all.
                 break;
             }
         }
+        self.settle(&survey, clock.now()).await?;
         self.listener.report(Progress::Finished { stage: Stage::Backfill });
-        report.seconds = clock.now().since(began).as_secs_f64();
-        Ok(report)
+        let seconds = clock.now().since(began).as_secs_f64();
+        Ok(BackfillReport { cancelled: self.cancel.is_cancelled() && survey.due > 0, seconds, ..written.report })
     }
 
-    /// Compacts the tables that every batch adds to, unless somebody else is in maintenance.
-    async fn compact(&self) -> Result<()> {
+    /// Claims and embeds what is due after the position. Returns how many chunks were claimed.
+    async fn round(
+        &self,
+        shared: &Arc<Shared>,
+        knowledge: Knowledge,
+        written: Written,
+        position: Position,
+        limit: u64,
+    ) -> Result<(u64, Knowledge, Written)> {
+        let (claims, claims_received) = mpsc::channel(BATCHES_AHEAD);
+        let (texts, texts_received) = mpsc::channel(BATCHES_AHEAD);
+        let (answers, answers_received) = mpsc::channel(ANSWERS_WAITING);
+        let (backfill, shared) = (self.clone(), shared.clone());
+        // Sets, because they end their task when this future is dropped.
+        let (mut reading, mut calling, mut writing) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        calling
+            .spawn(Caller { backfill: backfill.clone(), shared: shared.clone(), texts: texts_received, answers }.run());
+        writing.spawn(
+            Writer {
+                backfill: backfill.clone(),
+                shared: shared.clone(),
+                claims: claims_received,
+                answers: answers_received,
+                written,
+            }
+            .run(),
+        );
+        reading.spawn(Reader { backfill, shared, claims, texts }.run(knowledge, position, limit));
+        let read = self.joined(&mut reading).await;
+        let called = self.joined(&mut calling).await;
+        let written = self.joined(&mut writing).await;
+        // The writer's error is the reason why the others stopped; the embedder's, why there is less to write.
+        let written = written?;
+        called?;
+        let (claimed, knowledge) = read?;
+        Ok((claimed, knowledge, written))
+    }
+
+    async fn joined<T: 'static>(&self, tasks: &mut JoinSet<Result<T>>) -> Result<T> {
+        let reason = match tasks.join_next().await {
+            Some(Ok(result)) => return result,
+            Some(Err(panicked)) => std::io::Error::other(panicked),
+            None => std::io::Error::other("a stage ended without a result"),
+        };
+        Err(Error::io("embed into", self.store.root())(reason))
+    }
+
+    /// Compacts the tables that every batch adds to if there are very many fragments, unless somebody else is in
+    /// maintenance.
+    async fn compact_if_worthwhile(&self) -> Result<()> {
+        if !self.store.status.is_scattered().await?
+            && !self.embeddings.is_scattered().await?
+            && !self.cache.is_scattered().await?
+        {
+            return Ok(());
+        }
         match self.store.maintenance_lease("compacting").await {
             Ok(lease) => {
-                self.store.status.compact_if_worthwhile().await?;
-                self.embeddings.compact_if_worthwhile().await?;
-                self.cache.compact_if_worthwhile().await?;
+                self.store.status.compact_if_scattered().await?;
+                self.embeddings.compact_if_scattered().await?;
+                self.cache.compact_if_scattered().await?;
                 lease.release().await
             }
-            Err(crate::Error::Busy { .. }) => Ok(()),
+            Err(Error::Busy { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

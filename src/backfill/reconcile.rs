@@ -13,6 +13,7 @@ use super::Backfill;
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::status::ChunkState;
+use crate::store::Survey;
 
 /// Rows in one commit of a repair.
 const ROWS_PER_COMMIT: usize = 8192;
@@ -29,25 +30,54 @@ pub struct ReconcileReport {
 }
 
 impl Backfill {
-    pub(super) async fn reconcile(&self) -> Result<ReconcileReport> {
+    /// Mends what is out of step, and says where the chunks stand after that.
+    pub(super) async fn reconcile_and_survey(&self) -> Result<(ReconcileReport, Survey)> {
         self.store.refresh().await?;
         self.embeddings.refresh().await?;
         let mut report = ReconcileReport::default();
-        let counts = self.store.status.counts().await?.get(&self.embedder_id).copied().unwrap_or_default();
-        self.follow_documents(counts.total(), &mut report).await?;
-        self.find_lost_vectors(counts.ready, &mut report).await?;
-        Ok(report)
+        let now = self.store.clock().now();
+        let survey = self.store.status.survey(&self.embedder_id, now).await?;
+        self.follow_documents(survey.counts.total(), &mut report).await?;
+        self.find_lost_vectors(survey.counts.ready, &mut report).await?;
+        if report == ReconcileReport::default() {
+            return Ok((report, survey));
+        }
+        Ok((report, self.store.status.survey(&self.embedder_id, now).await?))
+    }
+
+    /// Has the next run compare states, vectors and documents even if the documents do not change.
+    pub(super) async fn doubt(&self) -> Result<()> {
+        self.store.meta.put(&self.reconciled_key(), "", self.store.clock().now()).await
+    }
+
+    /// The key in `meta` of the documents' version that the states were last compared with.
+    pub(super) fn reconciled_key(&self) -> String {
+        format!("reconciled/{}", self.embedder_id)
     }
 
     /// Gives every chunk a status and removes those of chunks that are gone; skipped while the documents have not changed
     /// since the last time, and there are as many states as chunks.
     async fn follow_documents(&self, states: u64, report: &mut ReconcileReport) -> Result<()> {
-        let key = format!("reconciled/{}", self.embedder_id);
-        let version = self.store.documents.version().await?.to_string();
+        let key = self.reconciled_key();
+        let version = self.store.documents.version().await?;
         let same_version = self.store.meta.get(&key).await?.as_deref() == Some(version.as_str());
         if same_version && self.store.documents.count().await? == states {
             return Ok(());
         }
+        // The documents after the states: an ingest that runs now writes them the other way round, so that a state without a
+        // document really has none.
+        let states = self.store.status.digest(&self.embedder_id).await?;
+        let vectors = self.embeddings.digest().await?;
+        self.store.documents_refresh().await?;
+        let version = self.store.documents.version().await?;
+        if self.store.documents.digest().await? != states.all || vectors != states.ready {
+            self.mend(report).await?;
+        }
+        self.store.meta.put(&key, &version, self.store.clock().now()).await
+    }
+
+    /// Compares chunk by chunk: after a crash, for a new embedder, with a lost table, or beside another worker.
+    async fn mend(&self, report: &mut ReconcileReport) -> Result<()> {
         let now = self.store.clock().now();
         // Chunks with a vector, a status, or both; the flag says whether there is a status.
         let mut known: HashMap<ChunkId, bool> = HashMap::new();
@@ -59,10 +89,8 @@ impl Backfill {
         while let Some(some) = ids.try_next().await? {
             known.extend(some.into_iter().map(|id| (id, true)));
         }
-        // The documents after the states: an ingest that runs now writes them the other way round, so that a state without a
-        // document really has none.
+        // After the states, as above.
         self.store.documents_refresh().await?;
-        let version = self.store.documents.version().await?.to_string();
         // In the order of the documents, so that claims follow it.
         let mut missing = Vec::new();
         let mut documents = self.store.documents.ids().await?;
@@ -77,7 +105,7 @@ impl Backfill {
         self.embeddings.delete(&orphans).await?;
         self.store.status.delete(&orphans).await?;
         report.orphans += orphans.len() as u64;
-        self.store.meta.put(&key, &version, now).await
+        Ok(())
     }
 
     /// Puts chunks that are called ready but have no vector back to `new`; looked for only where there are fewer vectors

@@ -1,11 +1,9 @@
 //! `status`: where each chunk stands under each embedder. The only table that is updated in place, and so the narrowest.
 //!
-//! Guarantees: a claim is a lease with an owner and an end; of racing claims for one chunk exactly one wins; a worker whose
-//! lease was taken over can no longer mark what it lost.
+//! Rows and plain writes stand here; claims are in `claim`, a pass over all of it in `survey`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow_array::{Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use futures::stream::BoxStream;
@@ -15,7 +13,6 @@ use super::filter::Filter;
 use super::rows::{Rows, count_at, moment_at, stored_int, text_at};
 use super::schema;
 use super::table::{Scan, StoredTable};
-use super::worker::WorkerId;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::id::{ChunkId, EmbedderId};
@@ -23,7 +20,7 @@ use crate::status::{ChunkEvent, ChunkState, retry_at, transition};
 
 const KEY: [&str; 2] = ["id", "embedder_id"];
 
-const ALL: [&str; 12] = [
+pub(super) const ALL: [&str; 12] = [
     "id",
     "embedder_id",
     "status",
@@ -95,6 +92,8 @@ pub(crate) enum Outcome {
     Failed { kind: &'static str, message: String },
     /// It was not attempted.
     Released,
+    /// Its document was removed meanwhile, and so it goes too.
+    Gone,
 }
 
 /// Chunks of one embedder, by state.
@@ -145,71 +144,6 @@ impl ChunkStatus {
         super::delete_by_ids(&self.0, ids).await
     }
 
-    /// Claims up to `limit` due chunks for `worker` until `lease` from now. Returns the rows that are now ours, which may be
-    /// fewer than are due when others claim at the same time.
-    pub(crate) async fn claim(
-        &self,
-        embedder: &EmbedderId,
-        worker: &WorkerId,
-        now: Timestamp,
-        lease: Duration,
-        limit: usize,
-    ) -> Result<Vec<StatusRow>> {
-        // What others have claimed meanwhile need not be fought for.
-        self.0.refresh().await?;
-        let due = due(embedder, now, &self.dead_owners(embedder, now).await?);
-        let mut rows = self.read(due.clone(), Some(limit)).await?;
-        if rows.is_empty() {
-            return Ok(rows);
-        }
-        for row in &mut rows {
-            row.state = transition(row.state, ChunkEvent::Claim).unwrap_or(row.state);
-            row.lease_owner = Some(worker.to_string());
-            row.lease_until = Some(now.plus(lease));
-            row.updated_at = now;
-        }
-        let won = self.0.update_where(&KEY, &due, encode(&rows, &self.0)?).await?;
-        if won == rows.len() as u64 {
-            return Ok(rows);
-        }
-        // Others were faster with some of them: read back which ones are ours.
-        let ids = rows.iter().map(|row| row.id.as_str().to_owned()).collect();
-        self.read(Filter::All(vec![Filter::In("id", ids), held_by(embedder, worker)]), None).await
-    }
-
-    /// Extends the lease on chunks that `worker` still holds; returns how many that were.
-    pub(crate) async fn renew(
-        &self,
-        claimed: &[StatusRow],
-        worker: &WorkerId,
-        now: Timestamp,
-        lease: Duration,
-    ) -> Result<u64> {
-        let renewed: Vec<_> = claimed
-            .iter()
-            .map(|row| StatusRow { lease_until: Some(now.plus(lease)), updated_at: now, ..row.clone() })
-            .collect();
-        match claimed.first() {
-            Some(first) => {
-                let held = held_by(&first.embedder_id, worker);
-                self.0.update_where(&KEY, &held, encode(&renewed, &self.0)?).await
-            }
-            None => Ok(0),
-        }
-    }
-
-    /// Ends claims; only those that `worker` still holds. Returns how many that were.
-    pub(crate) async fn finish(
-        &self,
-        claimed: Vec<(StatusRow, Outcome)>,
-        worker: &WorkerId,
-        now: Timestamp,
-    ) -> Result<u64> {
-        let Some(embedder) = claimed.first().map(|(row, _)| row.embedder_id.clone()) else { return Ok(0) };
-        let rows: Vec<_> = claimed.into_iter().map(|(row, outcome)| finished(row, outcome, now)).collect();
-        self.0.update_where(&KEY, &held_by(&embedder, worker), encode(&rows, &self.0)?).await
-    }
-
     /// Makes failed chunks due at once; returns how many there are.
     pub(crate) async fn retry_errors(&self, embedder: &EmbedderId, now: Timestamp) -> Result<u64> {
         let failed = Filter::All(vec![of(embedder), in_state(ChunkState::Error)]);
@@ -219,12 +153,6 @@ impl ChunkStatus {
             return Ok(0);
         }
         self.0.update_where(&KEY, &failed, encode(&fresh, &self.0)?).await
-    }
-
-    /// Chunks that could be claimed now.
-    pub(crate) async fn count_due(&self, embedder: &EmbedderId, now: Timestamp) -> Result<u64> {
-        let dead = self.dead_owners(embedder, now).await?;
-        self.0.count(Some(&due(embedder, now, &dead))).await
     }
 
     /// Chunks per embedder and state.
@@ -237,12 +165,7 @@ impl ChunkStatus {
             for row in 0..batch.num_rows() {
                 let key = EmbedderId::from_stored(embedder.value(row));
                 let of_embedder = counts.entry(key).or_default();
-                *match parse(&rows, status.value(row))? {
-                    ChunkState::New => &mut of_embedder.new,
-                    ChunkState::InProgress => &mut of_embedder.in_progress,
-                    ChunkState::Ready => &mut of_embedder.ready,
-                    ChunkState::Error => &mut of_embedder.error,
-                } += 1;
+                *of_embedder.of(parse(&rows, status.value(row))?) += 1;
             }
         }
         Ok(counts)
@@ -274,24 +197,6 @@ impl ChunkStatus {
         Ok(decoded.boxed())
     }
 
-    /// Owners of running leases whose process is known to have ended: nobody has to wait for those to expire.
-    async fn dead_owners(&self, embedder: &EmbedderId, now: Timestamp) -> Result<Vec<String>> {
-        let running = Filter::All(vec![
-            of(embedder),
-            in_state(ChunkState::InProgress),
-            Filter::Not(Box::new(Filter::NotAfter("lease_until", now))),
-        ]);
-        let mut owners = Vec::new();
-        for batch in self.0.scan_all(Scan::columns(&["lease_owner"]).filter(running)).await? {
-            let owner = Rows::new(self.0.name(), &batch).texts("lease_owner")?;
-            owners.extend((0..batch.num_rows()).filter_map(|row| text_at(owner, row)));
-        }
-        owners.sort_unstable();
-        owners.dedup();
-        owners.retain(|owner| WorkerId::parse(owner).is_some_and(|worker| worker.has_ended()));
-        Ok(owners)
-    }
-
     async fn read(&self, filter: Filter, limit: Option<usize>) -> Result<Vec<StatusRow>> {
         let scan = Scan { limit, ..Scan::columns(&ALL).filter(filter) };
         let mut rows = Vec::new();
@@ -302,10 +207,11 @@ impl ChunkStatus {
     }
 }
 
-fn finished(row: StatusRow, outcome: Outcome, now: Timestamp) -> StatusRow {
+/// The row after its claim has ended; `None` if it goes.
+pub(super) fn finished(outcome: Outcome, row: StatusRow, now: Timestamp) -> Option<StatusRow> {
     let row = StatusRow { lease_owner: None, lease_until: None, updated_at: now, ..row };
     let state = |event| transition(row.state, event).unwrap_or(row.state);
-    match outcome {
+    Some(match outcome {
         Outcome::Stored => StatusRow {
             state: state(ChunkEvent::Store),
             next_attempt_at: None,
@@ -324,33 +230,16 @@ fn finished(row: StatusRow, outcome: Outcome, now: Timestamp) -> StatusRow {
             ..row
         },
         Outcome::Released => StatusRow { state: state(ChunkEvent::Release), ..row },
-    }
+        Outcome::Gone => return None,
+    })
 }
 
-fn of(embedder: &EmbedderId) -> Filter {
+pub(super) fn of(embedder: &EmbedderId) -> Filter {
     Filter::Eq("embedder_id", embedder.as_str().to_owned())
 }
 
-fn in_state(state: ChunkState) -> Filter {
+pub(super) fn in_state(state: ChunkState) -> Filter {
     Filter::Eq("status", label(state).to_owned())
-}
-
-fn held_by(embedder: &EmbedderId, worker: &WorkerId) -> Filter {
-    Filter::All(vec![of(embedder), in_state(ChunkState::InProgress), Filter::Eq("lease_owner", worker.to_string())])
-}
-
-/// New, failed and due again, or claimed by somebody who let the lease run out or whose process is gone.
-fn due(embedder: &EmbedderId, now: Timestamp, dead_owners: &[String]) -> Filter {
-    let abandoned =
-        Filter::Any(vec![Filter::NotAfter("lease_until", now), Filter::In("lease_owner", dead_owners.to_vec())]);
-    Filter::All(vec![
-        of(embedder),
-        Filter::Any(vec![
-            in_state(ChunkState::New),
-            Filter::All(vec![in_state(ChunkState::Error), Filter::NotAfter("next_attempt_at", now)]),
-            Filter::All(vec![in_state(ChunkState::InProgress), abandoned]),
-        ]),
-    ])
 }
 
 fn label(state: ChunkState) -> &'static str {
@@ -362,14 +251,14 @@ fn label(state: ChunkState) -> &'static str {
     }
 }
 
-fn parse(rows: &Rows<'_>, text: &str) -> Result<ChunkState> {
+pub(super) fn parse(rows: &Rows<'_>, text: &str) -> Result<ChunkState> {
     [ChunkState::New, ChunkState::InProgress, ChunkState::Ready, ChunkState::Error]
         .into_iter()
         .find(|state| label(*state) == text)
         .ok_or_else(|| rows.malformed("status", &format!("`{text}` is not a state")))
 }
 
-fn encode(rows: &[StatusRow], table: &StoredTable) -> Result<RecordBatch> {
+pub(super) fn encode(rows: &[StatusRow], table: &StoredTable) -> Result<RecordBatch> {
     fn moments(rows: &[StatusRow], moment: fn(&StatusRow) -> Option<Timestamp>) -> Arc<TimestampMicrosecondArray> {
         Arc::new(rows.iter().map(|row| moment(row).map(|at| at.0)).collect())
     }
@@ -390,7 +279,7 @@ fn encode(rows: &[StatusRow], table: &StoredTable) -> Result<RecordBatch> {
     RecordBatch::try_new(schema::status(), columns).map_err(|e| table.error("encode rows of", e))
 }
 
-fn decode(table: &str, batch: &RecordBatch) -> Result<Vec<StatusRow>> {
+pub(super) fn decode(table: &str, batch: &RecordBatch) -> Result<Vec<StatusRow>> {
     let rows = Rows::new(table, batch);
     let [id, embedder, status] = [rows.texts("id")?, rows.texts("embedder_id")?, rows.texts("status")?];
     let [error_kind, error, owner] = [rows.texts("error_kind")?, rows.texts("error")?, rows.texts("lease_owner")?];

@@ -10,6 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 use super::filter::Filter;
 use super::rows::{Rows, count_at, stored_int};
 use super::schema;
+use super::survey::IdDigest;
 use super::table::{Scan, StoredTable};
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -115,31 +116,6 @@ impl Documents {
         Ok(found)
     }
 
-    /// What to embed for these ids; absent ones are left out.
-    pub(crate) async fn passages(&self, ids: &[ChunkId]) -> Result<HashMap<ChunkId, Passage>> {
-        let columns = ["id", "doc_id", "doc_path", "category", "content", "content_hash"];
-        let scan = Scan::columns(&columns).filter(Filter::In("id", super::id_texts(ids)));
-        let mut found = HashMap::with_capacity(ids.len());
-        for batch in self.0.scan_all(scan).await? {
-            let rows = Rows::new(self.0.name(), &batch);
-            let [id, doc_id, doc_path] = [rows.texts("id")?, rows.texts("doc_id")?, rows.texts("doc_path")?];
-            let [category, content, hash] =
-                [rows.texts("category")?, rows.texts("content")?, rows.texts("content_hash")?];
-            for row in 0..batch.num_rows() {
-                let passage = Passage {
-                    id: ChunkId::from_stored(id.value(row)),
-                    doc_id: DocId::from_stored(doc_id.value(row)),
-                    doc_path: doc_path.value(row).to_owned(),
-                    category: category.value(row).to_owned(),
-                    content: content.value(row).to_owned(),
-                    content_hash: hash_at(&rows, hash, row)?,
-                };
-                found.insert(passage.id.clone(), passage);
-            }
-        }
-        Ok(found)
-    }
-
     /// Every chunk's key, streamed.
     pub(crate) async fn keys(&self) -> Result<BoxStream<'static, Result<Vec<DocumentKey>>>> {
         let columns = ["id", "source", "source_hash", "doc_id", "doc_path", "category", "total_chunks"];
@@ -168,13 +144,18 @@ impl Documents {
         Ok(decoded.boxed())
     }
 
+    /// A fingerprint of the chunks there are.
+    pub(crate) async fn digest(&self) -> Result<IdDigest> {
+        super::digest_ids(&self.0).await
+    }
+
     pub(crate) async fn count(&self) -> Result<u64> {
         self.0.count(None).await
     }
 
-    /// The version of the table: it changes with every write.
-    pub(crate) async fn version(&self) -> Result<u64> {
-        Ok(self.0.dataset().await?.version_id())
+    /// The version of the table: it changes with every write, and no two writes ever share one.
+    pub(crate) async fn version(&self) -> Result<String> {
+        Ok(super::table::version_name(&*self.0.dataset().await?))
     }
 }
 

@@ -11,10 +11,13 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 
+use super::commit::{ATTEMPTS, Uncommitted};
 use super::documents::hash_at;
 use super::filter::Filter;
+use super::keys::KnownKeys;
 use super::rows::Rows;
 use super::schema;
+use super::survey::IdDigest;
 use super::table::{Scan, StoredTable};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -61,13 +64,45 @@ pub(crate) struct Embeddings {
 }
 
 impl Embeddings {
-    /// Adds rows whose chunk has none yet; returns how many that were.
-    pub(crate) async fn insert(&self, rows: &[EmbeddingRow], now: Timestamp) -> Result<u64> {
-        if rows.is_empty() {
-            return Ok(0);
+    /// Nothing known yet about which chunks have a vector.
+    pub(crate) fn known(&self) -> KnownKeys {
+        KnownKeys::of("id")
+    }
+
+    /// Adds rows whose chunk has none yet; returns how many that were. `known` grows with the table, so that only what
+    /// others have added since the last time is read.
+    ///
+    /// Chunks that are certainly new, nearly all, are appended on the condition that nobody has added any meanwhile. Those
+    /// that may be there already, after a crash or of a worker that lost its lease, are merged one by one.
+    pub(crate) async fn insert(&self, rows: &[EmbeddingRow], known: &mut KnownKeys, now: Timestamp) -> Result<u64> {
+        let mut written: Option<(usize, Uncommitted)> = None;
+        for _ in 0..ATTEMPTS {
+            self.refresh().await?;
+            let dataset = self.table.dataset().await?;
+            known.catch_up(&self.table, &dataset).await?;
+            let (suspect, absent): (Vec<_>, Vec<_>) = rows.iter().partition(|row| known.contains(row.id.as_str()));
+            if absent.is_empty() {
+                return self.table.insert_missing(&["id"], self.encode(&suspect, now)?).await;
+            }
+            // Keys are only ever added to `known`: as many absent rows as before are the same rows.
+            let fragments = match written.take() {
+                Some((count, fragments)) if count == absent.len() => fragments,
+                _ => self.table.write(&dataset, self.encode(&absent, now)?).await?,
+            };
+            let ids = absent.iter().map(|row| row.id.as_str()).collect::<Vec<_>>();
+            if self.table.insert_absent(&dataset, fragments.clone(), "id", &ids).await? {
+                let merged = self.table.insert_missing(&["id"], self.encode(&suspect, now)?).await?;
+                return Ok(absent.len() as u64 + merged);
+            }
+            tracing::debug!(rows = absent.len(), "somebody else added vectors; looking again");
+            written = Some((absent.len(), fragments));
         }
-        fn texts<'a>(rows: &'a [EmbeddingRow], text: impl Fn(&'a EmbeddingRow) -> &'a str) -> ArrayRef {
-            Arc::new(StringArray::from_iter_values(rows.iter().map(text)))
+        Err(self.table.error("append to", "too many others write to it at the same time; try again"))
+    }
+
+    fn encode(&self, rows: &[&EmbeddingRow], now: Timestamp) -> Result<RecordBatch> {
+        fn texts<'a>(rows: &[&'a EmbeddingRow], text: impl Fn(&'a EmbeddingRow) -> &'a str) -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(rows.iter().map(|row| text(row))))
         }
         let hashes = rows.iter().map(|r| r.content_hash.to_string());
         let columns = vec![
@@ -80,8 +115,12 @@ impl Embeddings {
             vector_column(rows.iter().map(|r| &*r.vector), self.dimension, &self.table)?,
         ];
         let schema = schema::embeddings(width(self.dimension, &self.table)?);
-        let batch = RecordBatch::try_new(schema, columns).map_err(|e| self.table.error("encode rows of", e))?;
-        self.table.insert_missing(&["id"], batch).await
+        RecordBatch::try_new(schema, columns).map_err(|e| self.table.error("encode rows of", e))
+    }
+
+    /// A fingerprint of the chunks that have a vector.
+    pub(crate) async fn digest(&self) -> Result<IdDigest> {
+        super::digest_ids(&self.table).await
     }
 
     pub(crate) async fn delete(&self, ids: &[ChunkId]) -> Result<()> {
@@ -199,8 +238,23 @@ impl EmbeddingCache {
         Ok(found)
     }
 
+    /// Nothing known yet about which texts have a vector.
+    pub(crate) fn known(&self) -> KnownKeys {
+        KnownKeys::of("content_hash")
+    }
+
+    /// Adds to `known` what any process has added since the last time.
+    pub(crate) async fn catch_up(&self, known: &mut KnownKeys) -> Result<()> {
+        self.table.refresh().await?;
+        known.catch_up(&self.table, &self.table.dataset().await?).await.map(|_| ())
+    }
+
     pub(crate) async fn refresh(&self) -> Result<()> {
         self.table.refresh().await
+    }
+
+    pub(crate) fn dimension(&self) -> usize {
+        self.dimension
     }
 
     pub(crate) async fn count(&self) -> Result<u64> {
@@ -223,11 +277,11 @@ fn decode_vectors(table: &str, batch: &RecordBatch) -> Result<VectorBatch> {
 }
 
 fn vector_column<'a>(
-    vectors: impl Iterator<Item = &'a [f32]>,
+    vectors: impl ExactSizeIterator<Item = &'a [f32]>,
     dimension: usize,
     table: &StoredTable,
 ) -> Result<ArrayRef> {
-    let mut values = Vec::new();
+    let mut values = Vec::with_capacity(vectors.len() * dimension);
     vectors.for_each(|vector| values.extend_from_slice(vector));
     let values = Arc::new(PrimitiveArray::<Float32Type>::from(values));
     let item = Arc::new(Field::new("item", DataType::Float32, true));

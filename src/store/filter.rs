@@ -19,8 +19,6 @@ pub(crate) enum Filter {
     All(Vec<Filter>),
     /// Any of them.
     Any(Vec<Filter>),
-    /// The opposite; null stays unmatched.
-    Not(Box<Filter>),
 }
 
 impl Filter {
@@ -63,11 +61,6 @@ impl Filter {
                 join(parts, " OR ", "false", qualifier, sql);
                 Ok(())
             }
-            Self::Not(inner) => {
-                let _ = write!(sql, "NOT (");
-                inner.write(qualifier, sql);
-                write!(sql, ")")
-            }
         };
     }
 }
@@ -108,8 +101,8 @@ mod tests {
     #[test]
     fn nesting_keeps_its_parentheses() {
         let or = Filter::Any(vec![Filter::Eq("a", "1".into()), Filter::NotAfter("b", Timestamp(5))]);
-        let and = Filter::All(vec![or, Filter::Not(Box::new(Filter::In("c", vec!["x".into(), "y".into()])))]);
-        assert_eq!(and.to_sql(), "((a = '1' OR b <= CAST(5 AS TIMESTAMP(6))) AND NOT (c IN ('x','y')))");
+        let and = Filter::All(vec![or, Filter::In("c", vec!["x".into(), "y".into()])]);
+        assert_eq!(and.to_sql(), "((a = '1' OR b <= CAST(5 AS TIMESTAMP(6))) AND c IN ('x','y'))");
         assert_eq!(Filter::Eq("a", "1".into()).to_merge_sql(), "target.a = '1'");
     }
 

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use lance::dataset::optimize::{CompactionOptions, compact_files};
+use lance_table::format::Fragment;
 use serde::Serialize;
 
 use super::embeddings::{EmbeddingCache, Embeddings};
@@ -16,8 +17,21 @@ use crate::error::{Error, Result};
 /// Versions younger than this stay: longer than any query or build is expected to read one version.
 const KEEP_VERSIONS_FOR: chrono::TimeDelta = chrono::TimeDelta::hours(1);
 
-/// Fragments of a table above which it is worth compacting: small commits slow each other once there are a few dozen.
-const FRAGMENTS_WORTH_COMPACTING: usize = 32;
+/// Rows of a fragment from which on it is left as it is: compacting again and again what grows by small commits would write
+/// every row as often as there are commits. 65,536 vectors of 384 numbers are 100 MB.
+const LARGE_FRAGMENT: usize = 65_536;
+
+/// Small fragments of a table above which it is worth compacting in maintenance: a scan opens each of them.
+const WORTH_COMPACTING: usize = 32;
+
+/// Small fragments of a table above which it is worth compacting while chunks are embedded: a commit lists them all, and at
+/// 512 that costs a few milliseconds. A fast embedder fills a million rows without it.
+const SCATTERED: usize = 512;
+
+/// Bytes and rows that a compaction reads ahead: enough for a disk, little beside what embedding takes. Lance's defaults
+/// read ahead by gigabytes where rows hold vectors.
+const READ_AHEAD_BYTES: u64 = 32 << 20;
+const READ_AHEAD_ROWS: usize = 1024;
 
 /// A table's size.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,17 +47,40 @@ pub struct TableSize {
 }
 
 impl StoredTable {
-    /// Merges small fragments if there are many. The caller holds the maintenance lease.
-    async fn compact_if_worthwhile(&self) -> Result<bool> {
+    /// Merges small fragments if there are at least so many. The caller holds the maintenance lease.
+    async fn compact_from(&self, fragments: usize) -> Result<bool> {
         self.refresh().await?;
-        let mut dataset = self.dataset().await?.as_ref().clone();
-        if dataset.count_fragments() < FRAGMENTS_WORTH_COMPACTING {
+        if self.small_fragments().await? < fragments {
             return Ok(false);
         }
-        let options = CompactionOptions::default();
-        compact_files(&mut dataset, options, None).await.map_err(|e| self.error("compact", e))?;
-        self.adopt(dataset);
+        let mut dataset = self.dataset().await?.as_ref().clone();
+        let options = CompactionOptions {
+            target_rows_per_fragment: LARGE_FRAGMENT,
+            num_threads: Some(1),
+            batch_size: Some(READ_AHEAD_ROWS),
+            io_buffer_size: Some(READ_AHEAD_BYTES),
+            ..CompactionOptions::default()
+        };
+        match compact_files(&mut dataset, options, None).await {
+            Ok(_) => self.adopt(dataset),
+            // Somebody wrote to the same fragments meanwhile; there will be another occasion.
+            Err(lance::Error::RetryableCommitConflict { .. } | lance::Error::CommitConflict { .. }) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(self.error("compact", error)),
+        }
         Ok(true)
+    }
+
+    /// Fragments that a compaction would merge, in the version that was last seen.
+    async fn small_fragments(&self) -> Result<usize> {
+        let dataset = self.dataset().await?;
+        let is_small = |fragment: &&Fragment| fragment.num_rows().is_none_or(|rows| rows < LARGE_FRAGMENT);
+        Ok(dataset.fragments().iter().filter(is_small).count())
+    }
+
+    async fn compact_if_worthwhile(&self) -> Result<bool> {
+        self.compact_from(WORTH_COMPACTING).await
     }
 
     /// Removes versions that nobody can be reading any more; returns the bytes freed.
@@ -55,20 +92,38 @@ impl StoredTable {
 }
 
 impl ChunkStatus {
-    pub(crate) async fn compact_if_worthwhile(&self) -> Result<bool> {
-        self.0.compact_if_worthwhile().await
+    /// Whether so many small fragments have come together that every commit feels it.
+    pub(crate) async fn is_scattered(&self) -> Result<bool> {
+        Ok(self.0.small_fragments().await? >= SCATTERED)
+    }
+
+    /// Compacts the table if [`is_scattered`](Self::is_scattered). The caller holds the maintenance lease.
+    pub(crate) async fn compact_if_scattered(&self) -> Result<bool> {
+        self.0.compact_from(SCATTERED).await
     }
 }
 
 impl Embeddings {
-    pub(crate) async fn compact_if_worthwhile(&self) -> Result<bool> {
-        self.table.compact_if_worthwhile().await
+    /// Whether so many small fragments have come together that every commit feels it.
+    pub(crate) async fn is_scattered(&self) -> Result<bool> {
+        Ok(self.table.small_fragments().await? >= SCATTERED)
+    }
+
+    /// Compacts the table if [`is_scattered`](Self::is_scattered). The caller holds the maintenance lease.
+    pub(crate) async fn compact_if_scattered(&self) -> Result<bool> {
+        self.table.compact_from(SCATTERED).await
     }
 }
 
 impl EmbeddingCache {
-    pub(crate) async fn compact_if_worthwhile(&self) -> Result<bool> {
-        self.table.compact_if_worthwhile().await
+    /// Whether so many small fragments have come together that every commit feels it.
+    pub(crate) async fn is_scattered(&self) -> Result<bool> {
+        Ok(self.table.small_fragments().await? >= SCATTERED)
+    }
+
+    /// Compacts the table if [`is_scattered`](Self::is_scattered). The caller holds the maintenance lease.
+    pub(crate) async fn compact_if_scattered(&self) -> Result<bool> {
+        self.table.compact_from(SCATTERED).await
     }
 }
 

@@ -5,6 +5,8 @@
 //! `RecordBatch`. Must not know: embedders, files, recall.
 
 mod chunk_status;
+mod claim;
+mod commit;
 mod documents;
 mod durability;
 mod embeddings;
@@ -13,12 +15,16 @@ mod format;
 mod generations;
 mod index_build;
 mod index_search;
+mod keys;
 mod lease;
 mod maintenance;
 mod meta;
+mod passages;
 mod rows;
 mod runs;
 mod schema;
+mod spend;
+mod survey;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -33,6 +39,7 @@ use lance::session::Session;
 
 pub(crate) use chunk_status::{ChunkStatus, Outcome};
 pub use chunk_status::{StatusCounts, StatusRow};
+pub(crate) use claim::{Claim, Claimant, Position};
 pub use documents::DocumentRow;
 pub(crate) use documents::{DocumentKey, Documents, Passage};
 pub use durability::Durability;
@@ -42,11 +49,15 @@ pub(crate) use generations::{GenerationRow, Generations};
 pub use index_build::IndexSpec;
 pub use index_search::QuerySettings;
 pub(crate) use index_search::{IndexQuery, Neighbour};
+pub(crate) use keys::KnownKeys;
 pub(crate) use lease::MaintenanceLease;
 pub use maintenance::TableSize;
 pub(crate) use meta::Meta;
+pub(crate) use passages::PassageReader;
 pub use runs::RunRow;
 pub(crate) use runs::Runs;
+pub(crate) use spend::SpendCell;
+pub(crate) use survey::Survey;
 pub(crate) use worker::WorkerId;
 
 use crate::clock::Clock;
@@ -54,6 +65,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, EmbedderId};
 use durability::Disk;
 use rows::Rows;
+use survey::IdDigest;
 use table::{Scan, StoredTable};
 
 /// Ids in one `IN` list. Lance reads the key column once per statement, so few long lists beat many short ones; 8,192 ids
@@ -246,6 +258,17 @@ async fn stream_ids(table: &StoredTable, filter: Option<Filter>) -> Result<BoxSt
         async move { ids }
     });
     Ok(decoded.boxed())
+}
+
+/// A fingerprint of the `id` column.
+async fn digest_ids(table: &StoredTable) -> Result<IdDigest> {
+    let mut digest = IdDigest::default();
+    let mut batches = table.scan(Scan::columns(&["id"])).await?;
+    while let Some(batch) = batches.try_next().await? {
+        let ids = Rows::new(table.name(), &batch).texts("id")?;
+        (0..batch.num_rows()).for_each(|row| digest.add(ids.value(row)));
+    }
+    Ok(digest)
 }
 
 fn width(dimension: usize) -> Result<i32> {

@@ -33,6 +33,10 @@ impl<'a> Rows<'a> {
         self.column("_rowid")
     }
 
+    pub(crate) fn addresses(&self) -> Result<&'a PrimitiveArray<UInt64Type>> {
+        self.column("_rowaddr")
+    }
+
     pub(crate) fn floats(&self, column: &str) -> Result<&'a PrimitiveArray<Float32Type>> {
         self.column(column)
     }

@@ -12,6 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 use lance::dataset::{MergeInsertBuilder, WhenMatched, WhenNotMatched, WriteMode, WriteParams};
 use lance_file::version::LanceFileVersion;
+use lance_table::format::Fragment;
 
 use super::filter::Filter;
 use crate::error::{Error, Result};
@@ -36,6 +37,10 @@ pub(crate) struct Scan {
     pub(crate) limit: Option<usize>,
     /// Adds the stable row id as the column `_rowid`.
     pub(crate) row_ids: bool,
+    /// Adds the row's address as the column `_rowaddr`: where it lies until it is changed or compacted.
+    pub(crate) addresses: bool,
+    /// Reads these fragments alone, in this order; all of them where absent.
+    pub(crate) fragments: Option<Vec<Fragment>>,
     /// Rows in one batch at most; Lance's own default (8,192) where absent.
     pub(crate) batch_rows: Option<usize>,
 }
@@ -176,6 +181,12 @@ impl StoredTable {
         if scan.row_ids {
             scanner.with_row_id();
         }
+        if scan.addresses {
+            scanner.with_row_address();
+        }
+        if let Some(fragments) = scan.fragments {
+            scanner.with_fragments(fragments);
+        }
         let stream = scanner.try_into_stream().await.map_err(failed)?;
         let table = self.clone();
         Ok(stream.map_err(move |e| table.error("scan", e)).boxed())
@@ -184,6 +195,11 @@ impl StoredTable {
     /// All rows of a scan that is known to be small.
     pub(crate) async fn scan_all(&self, scan: Scan) -> Result<Vec<RecordBatch>> {
         self.scan(scan).await?.try_collect().await
+    }
+
+    /// All rows of a scan of one version that is known to be small.
+    pub(super) async fn scan_version_all(&self, dataset: &Arc<Dataset>, scan: Scan) -> Result<Vec<RecordBatch>> {
+        self.scan_version(dataset, scan).await?.try_collect().await
     }
 
     async fn merge(
@@ -218,4 +234,9 @@ impl StoredTable {
     pub(super) fn error(&self, action: &'static str, source: impl Into<crate::error::BoxError>) -> Error {
         Error::Store { action, table: self.name.to_string(), source: source.into() }
     }
+}
+
+/// Names a version: its number and the moment it was made, because a table that was lost and made again counts anew.
+pub(super) fn version_name(dataset: &Dataset) -> String {
+    format!("{}@{}", dataset.version_id(), dataset.version().timestamp.timestamp_micros())
 }

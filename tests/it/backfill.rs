@@ -129,6 +129,92 @@ async fn a_cancelled_backfill_finishes_its_batch_and_the_next_one_continues_with
 }
 
 #[tokio::test]
+async fn equal_texts_of_different_batches_are_embedded_once() {
+    let place = Place::with_records(3000);
+    // Ingested last, so claimed in another batch than the records whose texts they repeat.
+    for number in [0, 1, 2999] {
+        place.write(&format!("z/copy-{number}.txt"), &sentence(number));
+    }
+    let bank = place.bank().await;
+    ingest(&place, &bank).await;
+    let report = bank.backfill(BackfillOptions::default()).await.unwrap();
+    assert_eq!((report.ready, report.embedded, report.reused), (3003, 3000, 3));
+    let contents = bank.contents().await.unwrap();
+    assert_eq!(contents.embeddings.len(), 3003);
+    assert_eq!(bank.status().await.unwrap().cached, 3000);
+}
+
+#[tokio::test]
+async fn a_bad_text_that_stands_in_two_batches_fails_in_both_and_holds_up_neither() {
+    let place = Place::with_records(3000);
+    place.write("z/copy.txt", &sentence(17));
+    let faulty = FakeEmbedder::with_faults(DIMENSION, |text| text.starts_with("note 17:").then_some(Fault::ZeroNorm));
+    let bank = place.bank_with(faulty).await;
+    ingest(&place, &bank).await;
+    let report = bank.backfill(BackfillOptions::default()).await.unwrap();
+    assert_eq!((report.ready, report.failed), (2999, 2));
+    let contents = bank.contents().await.unwrap();
+    assert_eq!(contents.status.iter().filter(|row| row.1 == ChunkState::Error).count(), 2);
+}
+
+/// Cannot work at all after its first call.
+struct Breaking {
+    fake: FakeEmbedder,
+    calls: std::sync::atomic::AtomicU64,
+}
+
+#[async_trait::async_trait]
+impl Embedder for Breaking {
+    fn identity(&self) -> &EmbedderIdentity {
+        self.fake.identity()
+    }
+
+    fn token_counter(&self) -> embank::Result<Arc<dyn TokenCounter>> {
+        self.fake.token_counter()
+    }
+
+    async fn embed(&self, kind: TextKind, texts: &[String]) -> embank::Result<Vec<Embedded>> {
+        if self.calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+            return Err(embank::Error::ModelFormat { path: "model".into(), reason: "it is gone".into(), source: None });
+        }
+        self.fake.embed(kind, texts).await
+    }
+}
+
+#[tokio::test]
+async fn an_embedder_that_breaks_down_ends_the_run_and_gives_its_claims_back() {
+    let place = Place::with_records(5000);
+    let breaking = Breaking { fake: place.fake.clone(), calls: 0.into() };
+    let bank = Bank::open_or_create(place.bank_dir(), Arc::new(breaking), place.options()).await.unwrap();
+    ingest(&place, &bank).await;
+    let broken = bank.backfill(BackfillOptions::default()).await;
+    assert!(matches!(broken, Err(embank::Error::ModelFormat { .. })), "{broken:?}");
+    let counts = bank.status().await.unwrap().status[0].counts;
+    assert_eq!((counts.in_progress, counts.error, counts.total()), (0, 0, 5000));
+    // The lease of a process that runs on would be respected.
+    let report = place.bank().await.backfill(BackfillOptions::default()).await.unwrap();
+    assert_eq!(counts.ready + report.ready, 5000);
+    assert_eq!(place.fake.texts_embedded(), 5000, "no text is embedded twice");
+}
+
+#[tokio::test]
+async fn what_anybody_writes_ends_the_word_that_nothing_is_due() {
+    let place = Place::with_documents(5);
+    let bank = place.filled().await;
+    assert_eq!(bank.backfill(BackfillOptions::default()).await.unwrap().ready, 0);
+    // Another handle, as another process has.
+    let other = place.bank().await;
+    place.write("late.txt", &sentence(100));
+    ingest(&place, &other).await;
+    assert_eq!(bank.backfill(BackfillOptions::default()).await.unwrap().ready, 1);
+    place.remove("late.txt");
+    ingest(&place, &other).await;
+    bank.backfill(BackfillOptions::default()).await.unwrap();
+    let contents = bank.contents().await.unwrap();
+    assert_eq!((contents.documents.len(), contents.status.len(), contents.embeddings.len()), (5, 5, 5));
+}
+
+#[tokio::test]
 async fn a_crash_between_vectors_and_status_never_reaches_the_embedder_again() {
     let place = Place::with_documents(12);
     let bank = place.filled().await;

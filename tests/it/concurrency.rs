@@ -127,3 +127,77 @@ async fn a_running_backfill_takes_up_new_documents_and_never_takes_them_for_dele
     assert_eq!((contents.documents.len(), contents.status.len(), contents.embeddings.len()), (50, 50, 50));
     assert!(contents.status.iter().all(|row| row.1 == ChunkState::Ready));
 }
+
+/// The fake embedder at which every call takes a minute, and in whose calls another worker looks for work.
+struct Slow {
+    fake: FakeEmbedder,
+    clock: embank::Clock,
+    other: Bank,
+    others: Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[async_trait::async_trait]
+impl Embedder for Slow {
+    fn identity(&self) -> &EmbedderIdentity {
+        self.fake.identity()
+    }
+
+    fn token_counter(&self) -> embank::Result<Arc<dyn TokenCounter>> {
+        self.fake.token_counter()
+    }
+
+    async fn embed(&self, kind: TextKind, texts: &[String]) -> embank::Result<Vec<Embedded>> {
+        self.clock.advance(std::time::Duration::from_secs(60));
+        let limit = BackfillOptions { limit: Some(50), ..BackfillOptions::default() };
+        let report = self.other.backfill(limit).await?;
+        self.others.fetch_add(report.ready, std::sync::atomic::Ordering::SeqCst);
+        self.fake.embed(kind, texts).await
+    }
+}
+
+#[tokio::test]
+async fn batches_that_wait_for_a_slow_embedder_keep_their_leases() {
+    let place = Place::with_records(6000);
+    let other = place.bank().await;
+    other.ingest(&[place.docs()], IngestOptions::default()).await.unwrap();
+    let others = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let slow = Slow { fake: place.fake.clone(), clock: place.clock.clone(), other, others: others.clone() };
+    let worker = Bank::open(place.bank_dir(), Arc::new(slow), place.options()).await.unwrap();
+    let mine = worker.backfill(BackfillOptions::default()).await.unwrap().ready;
+    let theirs = others.load(std::sync::atomic::Ordering::SeqCst);
+    // Whoever lost a lease would have counted its chunks too.
+    assert_eq!(mine + theirs, 6000, "{mine} and {theirs}");
+    assert!(theirs > 0);
+    assert_eq!(place.fake.texts_embedded(), 6000, "no text embedded twice");
+    let contents = worker.contents().await.unwrap();
+    assert_eq!((contents.embeddings.len(), contents.status.len()), (6000, 6000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn workers_beside_an_ingest_that_edits_and_removes_leave_one_vector_for_each_chunk() {
+    let place = Place::with_records(4000);
+    let bank = place.bank().await;
+    bank.ingest(&[place.docs()], IngestOptions::default()).await.unwrap();
+    let mut workers = Vec::new();
+    for _ in 0..2 {
+        let worker = another(&place).await;
+        workers.push(tokio::spawn(async move { worker.backfill(BackfillOptions::default()).await }));
+    }
+    // A third of the records goes, a third gets other texts, a third stays.
+    let lines: Vec<_> = (0..4000)
+        .filter(|n| n % 3 > 0)
+        .map(|n| serde_json::json!({"id": format!("r{n}"), "text": sentence(n + 10_000 * (n % 3 - 1))}).to_string())
+        .collect();
+    place.write("records.jsonl", &lines.join("\n"));
+    bank.ingest(&[place.docs()], IngestOptions::default()).await.unwrap();
+    for worker in workers {
+        worker.await.unwrap().unwrap();
+    }
+    bank.backfill(BackfillOptions::default()).await.unwrap();
+    let contents = bank.contents().await.unwrap();
+    let calm = Place::empty();
+    calm.write("records.jsonl", &lines.join("\n"));
+    let want = calm.filled().await.contents().await.unwrap();
+    assert_eq!(contents.embeddings, want.embeddings);
+    assert_eq!(contents.status, want.status);
+}
