@@ -11,18 +11,21 @@ struct Cli<'a>(&'a Place);
 impl Cli<'_> {
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_embank"));
-        command.current_dir(self.0.path()).env_remove("EMBANK_BANK").env_remove("EMBANK_MODEL_DIR");
-        command.args(["--embedder", "fake:32", "--bank", "bank"]);
+        command.current_dir(self.0.path());
+        for variable in ["EMBANK_BANK", "EMBANK_MODEL_DIR", "EMBANK_PRECISION", "EMBANK_DEVICE"] {
+            command.env_remove(variable);
+        }
+        command.args(["--bank", "bank"]);
         command
     }
 
     fn run(&self, args: &[&str]) -> Output {
-        self.command().args(args).output().unwrap()
+        self.command().args(with_embedder(args)).output().unwrap()
     }
 
     /// Standard output as JSON; the command must succeed.
     fn json(&self, args: &[&str]) -> Value {
-        let output = self.command().arg("--json").args(args).output().unwrap();
+        let output = self.command().arg("--json").args(with_embedder(args)).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|e| panic!("{args:?}: {e}: {}", String::from_utf8_lossy(&output.stdout)))
@@ -32,6 +35,11 @@ impl Cli<'_> {
         let output = self.run(args);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
+}
+
+/// The fake, unless the arguments name another one.
+fn with_embedder<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    if args.contains(&"--embedder") { args.to_vec() } else { [&["--embedder", "fake:32"], args].concat() }
 }
 
 #[test]
@@ -152,6 +160,45 @@ fn flags_beat_environment_beats_file() {
     run(Some("from-env-2"), Some("from-flag"));
     let is_bank = |dir: &str| place.path().join(dir).join("embank.json").exists();
     assert_eq!(["from-file", "from-env", "from-env-2", "from-flag"].map(is_bank), [true, true, false, true]);
+}
+
+#[test]
+fn a_dry_run_says_what_a_backfill_would_take_and_embeds_nothing() {
+    let place = Place::with_documents(30);
+    let cli = Cli(&place);
+    cli.json(&["ingest", "docs"]);
+    let estimate = cli.json(&["backfill", "--dry-run"]);
+    assert_eq!((&estimate["texts"], &estimate["cost"]), (&30.into(), &0.0.into()));
+    // The fake counts words.
+    let output = cli.run(&["documents"]);
+    let text = |line: &str| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
+    let words: usize =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| text(line).split_whitespace().count()).sum();
+    assert_eq!(estimate["tokens"], words);
+    assert_eq!(cli.json(&["status"])["cached"], 0);
+    assert_eq!(cli.json(&["backfill"])["embedded"], 30);
+    assert_eq!(cli.json(&["backfill", "--dry-run"])["texts"], 0);
+}
+
+#[test]
+fn a_remote_embedder_is_priced_from_the_settings_before_anything_is_sent() {
+    let place = Place::with_documents(30);
+    // Nobody listens on port 9, discard; a request would fail.
+    let settings = "[remote]\ndimension = 8\n[[remote.providers]]\nbase-url = \"http://127.0.0.1:9/v1\"\n\
+        price-per-million-tokens = 2.0\n";
+    std::fs::write(place.path().join("embank.toml"), settings).unwrap();
+    let cli = Cli(&place);
+    let remote = |args: &[&str]| cli.json(&[&["--embedder", "openai:m"], args].concat());
+    remote(&["ingest", "docs"]);
+    let estimate = remote(&["backfill", "--dry-run"]);
+    assert_eq!(estimate["texts"], 30);
+    let tokens = estimate["tokens"].as_f64().unwrap();
+    assert!(tokens > 0.0 && (estimate["cost"].as_f64().unwrap() - tokens * 2e-6).abs() < 1e-9, "{estimate}");
+    // Without a section there is nobody to ask.
+    std::fs::write(place.path().join("embank.toml"), "").unwrap();
+    let (code, stderr) = cli.code(&["--embedder", "openai:m", "status"]);
+    assert_eq!(code, Some(64));
+    assert!(stderr.contains("needs `dimension` in the section [remote]"), "{stderr}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! files, defaults that a settings file may change; those are decided in `settings`.
 
 mod index;
+mod model;
 mod values;
 
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use index::{BuildArgs, IndexCommand};
-pub use values::{DurabilityArg, KindArg};
+pub use model::{BenchArgs, ModelCommand};
+pub use values::{DeviceArg, DurabilityArg, KindArg, PrecisionArg};
 use values::{duration, fraction, positive};
 
 const EXIT_CODES: &str = "\
@@ -25,9 +27,10 @@ Exit codes:
   64  usage: an unknown flag, setting, filter, query or embedder
 
 Environment:
-  EMBANK_BANK, EMBANK_EMBEDDER, EMBANK_MODEL_DIR and EMBANK_DURABILITY set what the flags of these
-  names set; EMBANK_LOG sets what is logged to stderr, default `warn`. Flags beat the environment,
-  which beats embank.toml in the working directory, or else in the bank.";
+  EMBANK_BANK, EMBANK_EMBEDDER, EMBANK_MODEL_DIR, EMBANK_PRECISION, EMBANK_DEVICE and
+  EMBANK_DURABILITY set what the flags of these names set; EMBANK_LOG sets what is logged to stderr,
+  default `warn`. Flags beat the environment, which beats embank.toml in the working directory, or
+  else in the bank.";
 
 /// An embedded, crash-safe embedding bank: documents in, a validated vector index out, no server.
 #[derive(Debug, Parser)]
@@ -46,13 +49,20 @@ pub struct Global {
     /// The bank's directory [env: EMBANK_BANK] [default: .embank]
     #[arg(long, global = true, value_name = "DIR")]
     pub bank: Option<PathBuf>,
-    /// The embedder: a model's name, or `fake:D` for trials with D dimensions [env: EMBANK_EMBEDDER] [default:
-    /// all-minilm-l6-v2]
+    /// The embedder: a model's name, `path:DIR` for a folder with a model's files, `openai:MODEL` for a remote one, or `fake:D`
+    /// for trials with D dimensions [env: EMBANK_EMBEDDER] [default: all-minilm-l6-v2]
     #[arg(long, global = true, value_name = "NAME")]
     pub embedder: Option<String>,
     /// The folder of all models [env: EMBANK_MODEL_DIR] [default: embank/models in the user's cache directory]
     #[arg(long, global = true, value_name = "DIR")]
     pub model_dir: Option<PathBuf>,
+    /// Number format of a local model's weights; vectors of different formats are never mixed [env: EMBANK_PRECISION]
+    /// [default: f32]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub precision: Option<PrecisionArg>,
+    /// What computes a local model: `auto`, `cpu`, `gpu` or `gpu:N` [env: EMBANK_DEVICE] [default: auto]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<DeviceArg>,
     /// What an acknowledged write survives [env: EMBANK_DURABILITY] [default: power-loss]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub durability: Option<DurabilityArg>,
@@ -89,7 +99,7 @@ pub enum Command {
     Errors(ErrorsArgs),
     /// List what earlier runs did
     Runs(RunsArgs),
-    /// Fetch and list models
+    /// Fetch, list, check and measure models
     #[command(subcommand)]
     Model(ModelCommand),
     /// Measure retrieval against relevance judgements
@@ -170,6 +180,9 @@ pub struct BackfillArgs {
     /// Try failed chunks again now, whenever they are due
     #[arg(long)]
     pub retry_errors: bool,
+    /// Only say how many texts and tokens there are to embed, and what that would cost
+    #[arg(long, conflicts_with_all = ["limit", "retry_errors"])]
+    pub dry_run: bool,
 }
 
 #[derive(Args, Debug)]
@@ -209,20 +222,6 @@ pub struct RunsArgs {
     /// List only the newest N
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ModelCommand {
-    /// Fetch a model's files and check them
-    Pull {
-        /// The model's name
-        name: String,
-        /// Take the files from a folder; nothing else is asked
-        #[arg(long, value_name = "DIR")]
-        from: Option<PathBuf>,
-    },
-    /// List the known models and whether they are here
-    List,
 }
 
 #[derive(Args, Debug)]
@@ -277,6 +276,9 @@ mod tests {
             &["embank", "index", "build", "--kind", "magic"],
             &["embank", "search"],
             &["embank", "--durability", "none", "status"],
+            &["embank", "--precision", "int1", "status"],
+            &["embank", "--device", "tpu", "status"],
+            &["embank", "model", "bench", "--rounds", "0"],
         ] {
             assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
         }

@@ -5,8 +5,10 @@
 mod args;
 mod commands;
 mod interrupt;
+mod memory;
 mod output;
 mod progress;
+mod remote;
 mod session;
 mod settings;
 

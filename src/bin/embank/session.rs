@@ -5,17 +5,23 @@
 
 use std::sync::Arc;
 
-use embank::embed::{Embedder, FakeEmbedder, LocalEmbedder, LocalOptions, PullOptions, PullReport};
+use embank::embed::remote::RemoteEmbedder;
+use embank::embed::{ClipEmbedder, Embedder, FakeEmbedder, LocalEmbedder, LocalImageEmbedder};
+use embank::embed::{LocalOptions, PullOptions, PullReport};
 use embank::embed::{known_models, pull_model};
 use embank::{Bank, BankOptions, Error, StoreOptions};
 
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::progress::Display;
+use crate::remote;
 use crate::settings::Settings;
 
 /// Most dimensions of a fake embedder; wider than any published text model.
 const FAKE_DIMENSIONS: usize = 16_384;
+
+/// What the name of a CLIP model starts with; its folder follows.
+const CLIP_SCHEME: &str = "clip:";
 
 /// One run of the command.
 pub struct Session {
@@ -29,6 +35,8 @@ pub struct Session {
 pub enum NamedEmbedder {
     Fake(FakeEmbedder),
     Local(LocalEmbedder),
+    Clip(ClipEmbedder),
+    Remote(RemoteEmbedder),
 }
 
 impl NamedEmbedder {
@@ -36,6 +44,8 @@ impl NamedEmbedder {
         match self {
             Self::Fake(fake) => Arc::new(fake),
             Self::Local(local) => Arc::new(local),
+            Self::Clip(clip) => Arc::new(clip),
+            Self::Remote(remote) => Arc::new(remote),
         }
     }
 }
@@ -70,7 +80,7 @@ impl Session {
 
     /// The embedder of the settings; its model is not loaded.
     pub fn embedder(&self) -> Result<Arc<dyn Embedder>, Error> {
-        Ok(self.named_embedder()?.shared())
+        Ok(self.named_embedder(&self.settings.embedder)?.shared())
     }
 
     /// Opens the bank, which must exist.
@@ -85,12 +95,18 @@ impl Session {
 
     /// Fetches the embedder's model if it is a local one and a file of it is missing.
     pub async fn pull_if_missing(&self) -> Result<Option<PullReport>, Error> {
-        match self.named_embedder()? {
-            NamedEmbedder::Local(local) if local.check_installed().is_err() => {
-                self.pull(&self.settings.embedder, None).await.map(Some)
-            }
-            _ => Ok(None),
+        let missing = match self.named_embedder(&self.settings.embedder) {
+            Ok(NamedEmbedder::Local(local)) => local.check_installed().is_err(),
+            Ok(NamedEmbedder::Fake(_) | NamedEmbedder::Clip(_) | NamedEmbedder::Remote(_)) => false,
+            // A model without pins is named by its files.
+            Err(Error::ModelMissing { .. }) => true,
+            Err(e) => return Err(e),
+        };
+        // What is in a folder of the user's own cannot be fetched.
+        if missing && known_models().any(|known| known == self.settings.embedder) {
+            return self.pull(&self.settings.embedder, None).await.map(Some);
         }
+        Ok(None)
     }
 
     /// Fetches a model.
@@ -101,23 +117,44 @@ impl Session {
         pulled.unwrap_or_else(|e| Err(Error::ModelFetch { model: model.to_owned(), reason: e.to_string() }))
     }
 
-    /// A handle to a local model.
-    pub fn local(&self, model: &str) -> Result<LocalEmbedder, Error> {
-        LocalEmbedder::open(LocalOptions::new(model, &self.settings.model_dir))
+    /// What the settings say of a local model, by its name or folder.
+    pub fn local_options(&self, model: &str) -> LocalOptions {
+        let mut options = LocalOptions::new(model, &self.settings.model_dir);
+        options.precision = self.settings.precision.into();
+        options.device = self.settings.device;
+        options
     }
 
-    fn named_embedder(&self) -> Result<NamedEmbedder, Error> {
-        let name = self.settings.embedder.as_str();
+    /// An embedder by its name; its model is not loaded.
+    pub fn named_embedder(&self, name: &str) -> Result<NamedEmbedder, Error> {
         let dimension = name.strip_prefix("fake:").and_then(|dimension| dimension.parse().ok());
         if let Some(dimension) = dimension.filter(|dimension| (1..=FAKE_DIMENSIONS).contains(dimension)) {
             return Ok(NamedEmbedder::Fake(FakeEmbedder::new(dimension)));
         }
-        if known_models().any(|known| known == name) {
-            return self.local(name).map(NamedEmbedder::Local);
+        if let Some(model) = name.strip_prefix(remote::SCHEME) {
+            return self.settings.remote.embedder(model).map(NamedEmbedder::Remote);
         }
-        let fake = format!("fake:D with D from 1 to {FAKE_DIMENSIONS}");
-        let known = known_models().map(str::to_owned).chain([fake]).collect::<Vec<_>>().join(", ");
-        Err(Error::UnknownEmbedder { name: name.to_owned(), known })
+        if let Some(folder) = name.strip_prefix(CLIP_SCHEME) {
+            let model = LocalImageEmbedder::open(folder, self.settings.precision.into())?;
+            // Images are known by their path from the folder that holds the bank.
+            let bank = &self.settings.bank;
+            let bank = bank.canonicalize().or_else(|_| std::path::absolute(bank)).map_err(|source| Error::Io {
+                action: "find",
+                path: bank.clone(),
+                source,
+            })?;
+            return ClipEmbedder::new(model, bank.parent().unwrap_or(&bank)).map(NamedEmbedder::Clip);
+        }
+        match LocalEmbedder::open(self.local_options(name)) {
+            Err(Error::UnknownEmbedder { name, known }) => {
+                let known = format!(
+                    "{known}, a folder with a model's files (path:DIR), one with a CLIP model (clip:DIR), openai:MODEL with a section [remote] in embank.toml, \
+                     fake:D with D from 1 to {FAKE_DIMENSIONS}"
+                );
+                Err(Error::UnknownEmbedder { name, known })
+            }
+            opened => opened.map(NamedEmbedder::Local),
+        }
     }
 
     fn bank_options(&self) -> BankOptions {

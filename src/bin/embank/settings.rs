@@ -7,13 +7,18 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use embank::embed::LocalDevice;
 use embank::{ChunkOptions, Error, IndexKind, IngestOptions, Prune, RecordFields, ValidateOptions};
 use serde::Deserialize;
 
-use crate::args::{DurabilityArg, Global, IngestFlags, KindArg};
+use crate::args::{DeviceArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg};
+use crate::remote::RemoteTable;
 
 /// The settings file's name.
 const FILE: &str = "embank.toml";
+
+/// What an embedder's name begins with if it is a model's folder.
+const FOLDER_SCHEME: &str = "path:";
 
 const DEFAULT_BANK: &str = ".embank";
 const DEFAULT_EMBEDDER: &str = "all-minilm-l6-v2";
@@ -25,10 +30,13 @@ pub struct Settings {
     pub bank: PathBuf,
     pub embedder: String,
     pub model_dir: PathBuf,
+    pub precision: PrecisionArg,
+    pub device: LocalDevice,
     pub durability: DurabilityArg,
     pub quiet: bool,
     pub json: bool,
     pub log: String,
+    pub remote: RemoteTable,
     ingest: IngestTable,
     index: IndexTable,
 }
@@ -39,6 +47,8 @@ pub struct Environment {
     pub bank: Option<PathBuf>,
     pub embedder: Option<String>,
     pub model_dir: Option<PathBuf>,
+    pub precision: Option<String>,
+    pub device: Option<String>,
     pub durability: Option<String>,
     pub log: Option<String>,
     /// The user's cache directory.
@@ -52,7 +62,11 @@ struct File {
     bank: Option<PathBuf>,
     embedder: Option<String>,
     model_dir: Option<PathBuf>,
+    precision: Option<PrecisionArg>,
+    device: Option<DeviceArg>,
     durability: Option<DurabilityArg>,
+    #[serde(default)]
+    remote: RemoteTable,
     #[serde(default)]
     ingest: IngestTable,
     #[serde(default)]
@@ -86,6 +100,8 @@ impl Environment {
             bank: read("EMBANK_BANK").map(PathBuf::from),
             embedder: text("EMBANK_EMBEDDER"),
             model_dir: read("EMBANK_MODEL_DIR").map(PathBuf::from),
+            precision: text("EMBANK_PRECISION"),
+            device: text("EMBANK_DEVICE"),
             durability: text("EMBANK_DURABILITY"),
             log: text("EMBANK_LOG"),
             cache_dir: dirs::cache_dir(),
@@ -106,14 +122,15 @@ impl Settings {
             Some(file) => file,
             None => File::read_in_bank(&named)?.unwrap_or_default(),
         };
-        let durability = match (flags.durability, environment.durability) {
-            (Some(level), _) => Some(level),
-            (None, Some(text)) => Some(DurabilityArg::from_str(&text, false).map_err(|_| Error::InvalidSetting {
-                setting: "EMBANK_DURABILITY",
-                reason: format!("`{text}` is not known; write power-loss or process-crash"),
-            })?),
-            (None, None) => file.durability,
-        };
+        let durability = pick(flags.durability, environment.durability, file.durability, |text| {
+            DurabilityArg::from_str(text, false).map_err(|_| ("EMBANK_DURABILITY", "power-loss or process-crash"))
+        })?;
+        let precision = pick(flags.precision, environment.precision, file.precision, |text| {
+            PrecisionArg::from_str(text, false).map_err(|_| ("EMBANK_PRECISION", "f32, bf16 or f16"))
+        })?;
+        let device = pick(flags.device, environment.device, file.device, |text| {
+            text.parse().map_err(|_| ("EMBANK_DEVICE", "auto, cpu, gpu or gpu:N"))
+        })?;
         let model_dir = flags.model_dir.clone().or(environment.model_dir).or(file.model_dir);
         let default_model_dir = || environment.cache_dir.map(|dir| dir.join("embank").join("models"));
         let model_dir = model_dir.or_else(default_model_dir).ok_or_else(|| Error::InvalidSetting {
@@ -129,10 +146,13 @@ impl Settings {
                 .or(file.embedder)
                 .unwrap_or_else(|| DEFAULT_EMBEDDER.to_owned()),
             model_dir,
+            precision: precision.unwrap_or(PrecisionArg::F32),
+            device: device.map_or_else(LocalDevice::default, |DeviceArg(device)| device),
             durability: durability.unwrap_or(DurabilityArg::PowerLoss),
             quiet: flags.quiet,
             json: flags.json,
             log: environment.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            remote: file.remote,
             ingest: file.ingest,
             index: file.index,
         })
@@ -172,6 +192,24 @@ impl Settings {
     }
 }
 
+/// The flag, else what the environment says, else what the file says. `parse` answers with the variable and what may be
+/// written there.
+fn pick<T>(
+    flag: Option<T>,
+    environment: Option<String>,
+    file: Option<T>,
+    parse: impl FnOnce(&str) -> Result<T, (&'static str, &'static str)>,
+) -> Result<Option<T>, Error> {
+    match (flag, environment) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, Some(text)) => parse(&text).map(Some).map_err(|(setting, known)| Error::InvalidSetting {
+            setting,
+            reason: format!("`{text}` is not known; write {known}"),
+        }),
+        (None, None) => Ok(file),
+    }
+}
+
 impl File {
     /// The file in `dir`, if there is one.
     fn read(dir: &Path) -> Result<Option<Self>, Error> {
@@ -193,6 +231,10 @@ impl File {
         for path in [&mut file.bank, &mut file.model_dir].into_iter().flatten() {
             *path = dir.join(&*path);
         }
+        if let Some(folder) = file.embedder.as_deref().and_then(|embedder| embedder.strip_prefix(FOLDER_SCHEME)) {
+            file.embedder = Some(format!("{FOLDER_SCHEME}{}", dir.join(folder).display()));
+        }
+        file.remote.relative_to(dir);
         Ok(Some(file))
     }
 
@@ -243,6 +285,28 @@ mod tests {
     }
 
     #[test]
+    fn precision_and_device_are_settings_like_any_other() {
+        let dir = with_file("precision = \"bf16\"\ndevice = \"gpu:1\"");
+        let resolve = |flags: &Global, environment| {
+            let settings = Settings::resolve_in(dir.path(), flags, environment)?;
+            Ok::<_, Error>((settings.precision, settings.device))
+        };
+        let file = (PrecisionArg::Bf16, LocalDevice::Gpu(1));
+        assert_eq!(resolve(&Global::default(), environment()).unwrap(), file);
+        let set = |precision: &str, device: &str| Environment {
+            precision: Some(precision.into()),
+            device: Some(device.into()),
+            ..environment()
+        };
+        let from_environment = (PrecisionArg::F32, LocalDevice::Cpu);
+        assert_eq!(resolve(&Global::default(), set("f32", "cpu")).unwrap(), from_environment);
+        let flags = Global { device: Some(DeviceArg(LocalDevice::Auto)), ..Global::default() };
+        assert_eq!(resolve(&flags, set("f32", "tpu")).unwrap(), (PrecisionArg::F32, LocalDevice::Auto));
+        let refused = resolve(&Global::default(), set("f32", "tpu")).unwrap_err().to_string();
+        assert_eq!(refused, "EMBANK_DEVICE: `tpu` is not known; write auto, cpu, gpu or gpu:N");
+    }
+
+    #[test]
     fn the_file_in_the_bank_counts_only_without_one_in_the_working_directory() {
         let dir = tempfile::tempdir().unwrap();
         let bank = dir.path().join(DEFAULT_BANK);
@@ -256,8 +320,9 @@ mod tests {
 
     #[test]
     fn paths_in_the_file_are_relative_to_it() {
-        let dir = with_file("bank = \"data\"\nmodel-dir = \"/models\"");
+        let dir = with_file("bank = \"data\"\nmodel-dir = \"/models\"\nembedder = \"path:mine\"");
         let settings = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap();
+        assert_eq!(settings.embedder, format!("path:{}", dir.path().join("mine").display()));
         assert_eq!((settings.bank, settings.model_dir), (dir.path().join("data"), "/models".into()));
     }
 
@@ -269,6 +334,9 @@ mod tests {
             ("[index]\nkind = \"magic\"", "magic"),
             ("[index]\nmin-recall = 2", "index.min-recall"),
             ("durability = ", "line 1"),
+            ("[remote]\nkey = \"x\"", "line 2"),
+            ("device = \"tpu\"", "auto, cpu, gpu or gpu:N"),
+            ("precision = \"f64\"", "f64"),
         ] {
             let dir = with_file(text);
             let error = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap_err();

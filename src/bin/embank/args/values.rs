@@ -1,8 +1,10 @@
 //! Values of flags: enums as they are written on the command line and in embank.toml, and checked numbers.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use embank::embed::{LocalDevice, Precision};
 use embank::{Durability, IndexKind};
 use serde::Deserialize;
 
@@ -47,6 +49,49 @@ impl From<KindArg> for IndexKind {
             KindArg::IvfPq => Self::IvfPq,
             KindArg::Hnsw => Self::Hnsw,
         }
+    }
+}
+
+/// Number format of a local model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PrecisionArg {
+    /// 32-bit floating point
+    F32,
+    /// 16 bits, of which 8 are mantissa: half the memory, faster on processors that multiply it
+    Bf16,
+    /// Half precision, on graphics processors
+    F16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::F16 => Self::F16,
+        }
+    }
+}
+
+/// What computes a local model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct DeviceArg(pub LocalDevice);
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("`{text}` is not known; write auto, cpu, gpu or gpu:N"))
+    }
+}
+
+impl TryFrom<String> for DeviceArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

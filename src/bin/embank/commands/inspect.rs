@@ -1,5 +1,6 @@
 //! `embank status`, `documents`, `errors` and `runs`: what is in a bank.
 
+use embank::embed::Precision;
 use embank::{BankStatus, DocumentRow, RunRow, StatusRow, Timestamp};
 use futures::TryStreamExt;
 use indicatif::{HumanBytes, HumanCount};
@@ -15,14 +16,32 @@ use crate::session::Session;
 pub async fn status(session: &Session) -> anyhow::Result<Exit> {
     let status = session.open().await?.status().await?;
     if session.output().is_json() {
-        session.output().json(&status)?;
+        session.output().json(&Status { status: &status, precision: precision(session), device: device(session) })?;
     } else {
-        session.output().text(&status_text(&status))?;
+        let computed = format!("{} on device {}", precision(session), device(session));
+        session.output().text(&status_text(&status, &computed))?;
     }
     Ok(Exit::Done)
 }
 
-fn status_text(status: &BankStatus) -> String {
+/// The bank's status, and what the settings say of local models.
+#[derive(Serialize)]
+struct Status<'a> {
+    #[serde(flatten)]
+    status: &'a BankStatus,
+    precision: Precision,
+    device: String,
+}
+
+fn precision(session: &Session) -> Precision {
+    session.settings().precision.into()
+}
+
+fn device(session: &Session) -> String {
+    session.settings().device.to_string()
+}
+
+fn status_text(status: &BankStatus, computed: &str) -> String {
     let count = |number: u64| HumanCount(number).to_string();
     let index = match &status.active {
         None => "none active".to_owned(),
@@ -30,7 +49,7 @@ fn status_text(status: &BankStatus) -> String {
     };
     let mut lines = vec![
         format!("bank      {} ({})", status.bank.display(), HumanBytes(status.bytes)),
-        format!("embedder  {}", status.embedder),
+        format!("embedder  {} (local models: {computed})", status.embedder),
         format!("chunks    {}", count(status.chunks)),
         format!("index     {index}"),
     ];

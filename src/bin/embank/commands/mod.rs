@@ -1,5 +1,6 @@
 //! The commands, one file each or one for a small group: call the library, print its report.
 
+mod bench;
 mod embed;
 mod eval;
 mod index;

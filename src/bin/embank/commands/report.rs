@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use embank::embed::PullReport;
+use embank::embed::{Estimate, PullReport};
 use embank::{BackfillReport, Generation, IngestReport, QuerySettings, RecallReport};
 use indicatif::{HumanBytes, HumanCount};
 
@@ -10,6 +10,17 @@ use crate::output::seconds;
 
 /// Skipped files that are named; the JSON report names up to a thousand.
 const SKIPPED_NAMED: usize = 20;
+
+/// What a backfill would take.
+pub fn estimate(estimate: &Estimate) -> String {
+    let (texts, tokens) = (HumanCount(estimate.texts), HumanCount(estimate.tokens));
+    match estimate.cost {
+        cost if cost > 0.0 => {
+            format!("{texts} texts to embed, about {tokens} tokens, about {cost:.4} in the price's currency")
+        }
+        _ => format!("{texts} texts to embed, about {tokens} tokens, at no cost that is known"),
+    }
+}
 
 /// What an ingest found.
 pub fn ingest(report: &IngestReport) -> String {

@@ -28,6 +28,16 @@ pub async fn ingest(session: &Session, args: IngestArgs) -> anyhow::Result<Exit>
 pub async fn backfill(session: &Session, args: BackfillArgs) -> anyhow::Result<Exit> {
     session.stop_gently();
     let bank = session.open().await?;
+    if args.dry_run {
+        let estimate = bank.backfill_estimate().await?;
+        session.display().clear();
+        if session.output().is_json() {
+            session.output().json(&estimate)?;
+        } else {
+            session.output().line(&report::estimate(&estimate))?;
+        }
+        return Ok(Exit::Done);
+    }
     let errors = if args.retry_errors { RetryErrors::Now } else { RetryErrors::WhenDue };
     let report = bank.backfill(BackfillOptions { limit: args.limit, errors }).await?;
     session.display().clear();
