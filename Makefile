@@ -5,13 +5,14 @@ EMBANK := $(TARGET)/release/embank
 DEMO   := $(TARGET)/demo-bank
 MODEL  := all-minilm-l6-v2
 
-.PHONY: help demo test eval setup build model lint
+.PHONY: help demo test eval setup build model lint bench-embed bench-pipeline bench-race
 
 help:
 	@echo "make demo   embed dev_data/docs with a real model, build an index, ask three questions"
 	@echo "make test   all tests"
 	@echo "make eval   nDCG@10 and recall@10 on dev_data's judgements"
 	@echo "make lint   format, clippy and rustdoc, as CI does"
+	@echo "make bench-pipeline | bench-embed | bench-race   the tables of docs/benchmarks; the last two fetch rivals from PyPI"
 
 setup:
 	@scripts/setup.sh
@@ -44,3 +45,12 @@ lint: setup
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --lib
+
+bench-pipeline: build
+	python3 benches/pipeline/run.py --embank $(EMBANK)
+
+bench-embed: model
+	"$$(scripts/bench-env.sh | tail -1)" benches/embed/run.py --embank $(EMBANK)
+
+bench-race: model
+	"$$(scripts/bench-env.sh | tail -1)" benches/race/run.py --embank $(EMBANK)
