@@ -78,8 +78,9 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     let session = Session::new(settings, display);
     let result = runtime.block_on(commands::run(&session, cli.command));
     session.display().clear();
-    // A thread that still works for a command that failed must not delay the exit: whatever it does can be repeated.
-    runtime.shutdown_background();
+    // A thread that still works must not delay the exit: whatever it does can be repeated. Left alone rather than shut down,
+    // because Lance takes a read that a shutdown cancels for one that panicked, and says so on stderr.
+    std::mem::forget(runtime);
     result
 }
 
