@@ -2,7 +2,7 @@
 //!
 //! The program starts itself as a child whose embedder aborts the process, without any clean-up, once it has seen 20,000
 //! texts; the parent then does the rest, and counts. The fake embedder outruns the disk, so that some thousands of its answers
-//! are on their way when the process dies; of a real model it is about a second's work.
+//! are on their way when the process dies; calls of a slower one are sized to half a second each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
