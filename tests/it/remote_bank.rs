@@ -206,6 +206,11 @@ async fn kills_lose_nothing_pay_twice_only_what_was_under_way_and_stay_below_the
         running.wait().unwrap();
     }
     next_kill.store(u64::MAX, Ordering::SeqCst);
+    // A cap that binds, on top of what the kills left set aside: it stops the run, and is not passed.
+    let tight = server.books().tokens + 20_000;
+    assert!(!child(&place, &server, tight).wait().unwrap().success());
+    assert!(server.books().tokens <= tight, "{} of {tight} tokens", server.books().tokens);
+    assert!(server.books().answered.len() < ROWS, "the cap left something undone");
     assert!(child(&place, &server, cap).wait().unwrap().success());
 
     let bank = open(&place, remote(&server, SpendCaps::default(), SkippingTimer::at(MORNING))).await;
