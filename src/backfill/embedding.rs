@@ -127,6 +127,8 @@ impl Backfill {
     /// at fault stands alone.
     fn embed_each<'a>(&'a self, texts: &'a [String]) -> BoxFuture<'a, Result<Vec<Result<Embedded, TextFailure>>>> {
         Box::pin(async move {
+            // One line a call: what a run that was killed had given the embedder can be counted from outside.
+            tracing::trace!(texts = texts.len(), "asking the embedder");
             let failure = match self.embedder.embed(TextKind::Passage, texts).await {
                 Ok(answers) if answers.len() == texts.len() => {
                     return Ok(answers.into_iter().map(|answer| self.checked(answer)).collect());
