@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::embed::{Embedder, Estimate};
 use crate::error::{Error, Result};
 use crate::id::{EmbedderId, GenerationId};
-use crate::index::{Activation, BuildOptions, Built, GarbageReport, Generation, Indexing, ValidateOptions, Validated};
+use crate::index::{Activation, BuildOptions, Built, Generation, Indexing, ValidateOptions, Validated};
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
 use crate::ledger::BankLedger;
 use crate::progress::{Cancel, Listener};
@@ -254,14 +254,6 @@ impl Bank {
         Box::pin(async move { self.indexing().list().await })
     }
 
-    /// Removes failed and long retired generations, and old versions of the tables.
-    ///
-    /// # Errors
-    /// [`Error::Busy`].
-    pub fn collect_garbage(&self) -> Pending<'_, GarbageReport> {
-        Box::pin(async move { self.indexing().collect_garbage().await })
-    }
-
     /// Answers a question.
     ///
     /// # Errors
@@ -384,7 +376,7 @@ impl Bank {
         }
     }
 
-    fn indexing(&self) -> Indexing {
+    pub(crate) fn indexing(&self) -> Indexing {
         Indexing {
             store: self.store.clone(),
             embedder_id: self.embedder_id.clone(),
@@ -416,7 +408,12 @@ impl Bank {
             outcome: outcome.to_owned(),
             report,
         };
-        self.store.runs.append(&row).await?;
+        // Where the step has failed the row may fail for the same reason, and the step's error says more.
+        match (self.store.runs.append(&row).await, &result) {
+            (Err(error), Ok(_)) => return Err(error),
+            (Err(error), Err(_)) => tracing::warn!(%error, "the failed run is not on record"),
+            (Ok(()), _) => {}
+        }
         result
     }
 }

@@ -50,6 +50,7 @@ mod engine;
 mod error;
 pub mod evaluate;
 mod exact;
+mod housekeeping;
 mod id;
 mod index;
 mod ingest;
@@ -67,10 +68,11 @@ pub use clock::{Clock, Timestamp};
 pub use contents::{BankContents, BankDigest, TableDigest};
 pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus, Pending};
 pub use error::{BoxError, Error, Result};
+pub use housekeeping::{HousekeepingFailure, HousekeepingOptions, HousekeepingReport, HousekeepingStep};
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{
-    Activation, BuildOptions, Built, FLAT_BELOW, GarbageReport, Generation, GenerationState, HNSW_UP_TO, IndexKind,
-    RecallReport, SpecOverrides, TriedSettings, ValidateOptions, Validated,
+    Activation, BuildOptions, Built, FLAT_BELOW, Generation, GenerationState, HNSW_UP_TO, IndexKind, RecallReport,
+    SpecOverrides, TriedSettings, ValidateOptions, Validated,
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};

@@ -1,7 +1,5 @@
 //! Removing generations that nothing needs any more.
 
-use serde::Serialize;
-
 use super::Indexing;
 use super::generation::GenerationState;
 use crate::error::Result;
@@ -10,23 +8,12 @@ use crate::id::GenerationId;
 /// Retired generations that stay for a rollback.
 const KEEP_RETIRED: usize = 1;
 
-/// What was removed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct GarbageReport {
-    /// Generations whose record and index are gone.
-    pub removed: Vec<GenerationId>,
-    /// Bytes freed by removing old table versions.
-    pub bytes_freed: u64,
-}
-
 impl Indexing {
-    /// Removes failed generations and all but the newest retired ones, compacts, and cleans up old versions. The active
-    /// generation and those that are ready stay.
-    pub(crate) async fn collect_garbage(&self) -> Result<GarbageReport> {
-        let lease = self.store.maintenance_lease("collecting garbage").await?;
+    /// Removes failed generations and all but the newest retired ones; the active one and those that are ready stay.
+    /// Returns what was removed. The caller holds the maintenance lease.
+    pub(crate) async fn remove_unneeded(&self) -> Result<Vec<GenerationId>> {
         self.fail_interrupted().await?;
-        let mut report = GarbageReport::default();
-        let mut kept = 0;
+        let (mut removed, mut kept) = (Vec::new(), 0);
         // Newest first.
         for generation in self.list().await?.into_iter().rev() {
             let remove = match generation.state {
@@ -41,11 +28,9 @@ impl Indexing {
                 // The index first: a record without an index would offer a rollback to nothing.
                 self.embeddings.drop_index(&generation.id).await?;
                 self.store.generations.remove(&generation.id).await?;
-                report.removed.push(generation.id);
+                removed.push(generation.id);
             }
         }
-        report.bytes_freed = self.store.tidy().await?;
-        lease.release().await?;
-        Ok(report)
+        Ok(removed)
     }
 }

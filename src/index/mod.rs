@@ -17,7 +17,6 @@ mod validate;
 
 pub use activate::Activation;
 pub use build::{BuildOptions, Built};
-pub use garbage::GarbageReport;
 pub use generation::{Generation, GenerationState};
 pub use recall::{RecallReport, TriedSettings};
 pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};

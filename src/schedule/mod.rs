@@ -1,4 +1,4 @@
-//! Keeping a bank fresh: one bounded step a tick — ingest, backfill, rebuild if the policy says so, activate.
+//! Keeping a bank fresh: one bounded step a tick — ingest, backfill, rebuild if the policy says so, activate, keep house.
 //!
 //! Guarantees: a tick can be killed anywhere and the next one continues; an index that fails its gate leaves the old one
 //! active and does not fail the tick's other work. Must not know: what the stages do inside.
@@ -14,6 +14,7 @@ pub use policy::{ActiveStatistics, IndexAction, IndexStatistics, RebuildPolicy};
 use crate::backfill::{BackfillOptions, BackfillReport};
 use crate::engine::{Bank, Pending, owned_paths};
 use crate::error::{Error, Result};
+use crate::housekeeping::{HousekeepingOptions, HousekeepingReport};
 use crate::id::GenerationId;
 use crate::index::{BuildOptions, RecallReport, ValidateOptions};
 use crate::ingest::{IngestOptions, IngestReport};
@@ -31,6 +32,8 @@ pub struct SyncOptions {
     pub build: BuildOptions,
     /// How to validate it.
     pub validate: ValidateOptions,
+    /// How to keep house afterwards.
+    pub housekeeping: HousekeepingOptions,
 }
 
 /// What a tick did.
@@ -42,6 +45,8 @@ pub struct SyncReport {
     pub backfill: BackfillReport,
     /// The index.
     pub index: IndexOutcome,
+    /// Compaction and clean-up, where they were due.
+    pub housekeeping: Option<HousekeepingReport>,
     /// Whether it stopped because it was asked to.
     pub cancelled: bool,
 }
@@ -102,7 +107,12 @@ impl Bank {
             } else {
                 self.renew_index(options.policy, options.build, options.validate).await?
             };
-            Ok(SyncReport { cancelled: matches!(index, IndexOutcome::Cancelled), ingest, backfill, index })
+            let cancelled = matches!(index, IndexOutcome::Cancelled);
+            let is_idle = ingest.is_idle() && backfill.is_idle() && !matches!(index, IndexOutcome::Activated { .. });
+            // What changed nothing leaves nothing to tidy: a sync with nothing to do costs no look at the tables.
+            let housekeeping =
+                if is_idle || cancelled { None } else { self.keep_house_if_due(options.housekeeping).await? };
+            Ok(SyncReport { ingest, backfill, index, housekeeping, cancelled })
         })
     }
 

@@ -1,9 +1,10 @@
 //! Compaction, clean-up of old versions, and sizes.
 //!
 //! Compaction must not run while an index is being built on the same table (it would lose the build), so the callers hold the
-//! maintenance lease. Clean-up spares what a running reader or writer may still need: nothing younger than an hour goes.
+//! maintenance lease. Clean-up spares what a running reader or writer may still need: what is younger than the caller says.
 
 use std::path::Path;
+use std::time::Duration;
 
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance_table::format::Fragment;
@@ -13,9 +14,6 @@ use super::embeddings::{EmbeddingCache, Embeddings};
 use super::table::StoredTable;
 use super::{ChunkStatus, Store};
 use crate::error::{Error, Result};
-
-/// Versions younger than this stay: longer than any query or build is expected to read one version.
-const KEEP_VERSIONS_FOR: chrono::TimeDelta = chrono::TimeDelta::hours(1);
 
 /// Rows of a fragment from which on it is left as it is: compacting again and again what grows by small commits would write
 /// every row as often as there are commits. 65,536 vectors of 384 numbers are 100 MB.
@@ -42,8 +40,17 @@ pub struct TableSize {
     pub rows: u64,
     /// Its versions that can still be read.
     pub versions: u64,
+    /// Pieces that its newest version consists of; a scan opens each.
+    pub fragments: u64,
     /// Bytes of its folder.
     pub bytes: u64,
+}
+
+/// What a clean-up removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CleanedUp {
+    pub(crate) versions: u64,
+    pub(crate) bytes: u64,
 }
 
 impl StoredTable {
@@ -79,15 +86,15 @@ impl StoredTable {
         Ok(dataset.fragments().iter().filter(is_small).count())
     }
 
-    async fn compact_if_worthwhile(&self) -> Result<bool> {
-        self.compact_from(WORTH_COMPACTING).await
-    }
-
-    /// Removes versions that nobody can be reading any more; returns the bytes freed.
-    async fn clean_up(&self) -> Result<u64> {
+    /// Removes versions older than `keep`.
+    async fn clean_up(&self, keep: Duration) -> Result<CleanedUp> {
+        self.refresh().await?;
         let dataset = self.dataset().await?;
-        let removed = dataset.cleanup_old_versions(KEEP_VERSIONS_FOR, Some(false), Some(false)).await;
-        Ok(removed.map_err(|e| self.error("clean up", e))?.bytes_removed)
+        let keep = chrono::TimeDelta::from_std(keep).unwrap_or(chrono::TimeDelta::MAX);
+        // Files of no version may be those of a commit that is under way: they stay until they are a week old.
+        let removed = dataset.cleanup_old_versions(keep, Some(false), Some(false)).await;
+        let removed = removed.map_err(|e| self.error("clean up", e))?;
+        Ok(CleanedUp { versions: removed.old_versions, bytes: removed.bytes_removed })
     }
 }
 
@@ -128,19 +135,28 @@ impl EmbeddingCache {
 }
 
 impl Store {
-    /// Compacts every table where that pays and removes old versions; returns the bytes freed. The caller holds the
-    /// maintenance lease.
-    pub(crate) async fn tidy(&self) -> Result<u64> {
-        let mut freed = 0;
+    /// Whether a table consists of so many small fragments that merging them pays.
+    pub(crate) async fn is_in_pieces(&self) -> Result<bool> {
         for name in self.table_names().await? {
             let table = super::open_table(&self.connection, &name).await?;
-            table.compact_if_worthwhile().await?;
-            freed += table.clean_up().await?;
+            if table.small_fragments().await? >= WORTH_COMPACTING {
+                return Ok(true);
+            }
         }
-        Ok(freed)
+        Ok(false)
     }
 
-    /// Rows, versions and bytes of every table.
+    /// Merges a table's small fragments where that pays; whether it did. The caller holds the maintenance lease.
+    pub(crate) async fn compact(&self, name: &str) -> Result<bool> {
+        super::open_table(&self.connection, name).await?.compact_from(WORTH_COMPACTING).await
+    }
+
+    /// Removes a table's versions older than `keep`. The caller holds the maintenance lease.
+    pub(crate) async fn clean_up(&self, name: &str, keep: Duration) -> Result<CleanedUp> {
+        super::open_table(&self.connection, name).await?.clean_up(keep).await
+    }
+
+    /// Rows, versions, fragments and bytes of every table.
     pub(crate) async fn sizes(&self) -> Result<Vec<TableSize>> {
         let mut sizes = Vec::new();
         for name in self.table_names().await? {
@@ -148,7 +164,8 @@ impl Store {
             let dataset = table.dataset().await?;
             let versions = dataset.count_versions().await.map_err(|e| table.error("list versions of", e))?;
             let bytes = folder_bytes(&self.root().join(format!("{name}.lance")))?;
-            sizes.push(TableSize { rows: table.count(None).await?, table: name, versions, bytes });
+            let fragments = dataset.fragments().len() as u64;
+            sizes.push(TableSize { rows: table.count(None).await?, table: name, versions, fragments, bytes });
         }
         Ok(sizes)
     }

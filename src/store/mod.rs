@@ -203,7 +203,8 @@ impl Store {
         MaintenanceLease::acquire(&self.meta, &self.clock, purpose).await
     }
 
-    async fn table_names(&self) -> Result<Vec<String>> {
+    /// All tables, by name.
+    pub(crate) async fn table_names(&self) -> Result<Vec<String>> {
         let failed = |e| Error::Store { action: "list", table: self.root.display().to_string(), source: Box::new(e) };
         self.connection.table_names().execute().await.map_err(failed)
     }

@@ -141,13 +141,13 @@ async fn a_claim_whose_rows_were_moved_by_a_compaction_is_renewed_and_finished_a
     }
     let worker = claimant();
     let mut claimed = claim(&store, &worker, 20).await;
-    store.tidy().await.unwrap();
+    assert!(store.compact("status").await.unwrap());
     store.status.renew(&worker, &mut claimed, clock.now()).await.unwrap();
     assert_eq!(claimed.len(), 20);
     for some in ids(200)[80..].chunks(2) {
         store.status.insert_new(&embedder(), some, clock.now()).await.unwrap();
     }
-    store.tidy().await.unwrap();
+    assert!(store.compact("status").await.unwrap());
     assert_eq!(finish(&store, &worker, &claimed, Outcome::Stored).await, 20);
     let counts = store.status.counts().await.unwrap()[&embedder()];
     assert_eq!((counts.ready, counts.new, counts.in_progress), (20, 180, 0));

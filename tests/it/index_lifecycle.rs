@@ -140,7 +140,7 @@ async fn garbage_collection_keeps_what_serves_and_one_to_return_to() {
     for _ in 0..4 {
         ids.push(build(&bank, IndexKind::Hnsw).await.unwrap().active);
     }
-    let report = bank.collect_garbage().await.unwrap();
+    let report = bank.keep_house(Default::default()).await.unwrap();
     let mut removed = report.removed;
     removed.sort();
     assert_eq!(removed, ids[..2]);

@@ -15,7 +15,7 @@ use clap_complete::Shell;
 
 pub use index::{BuildArgs, IndexCommand};
 pub use model::{BenchArgs, ModelCommand};
-pub use values::{DeviceArg, DurabilityArg, KindArg, PrecisionArg};
+pub use values::{DeviceArg, DurabilityArg, KindArg, PrecisionArg, SpanArg};
 use values::{duration, fraction, positive};
 
 const EXIT_CODES: &str = "\

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use embank::embed::LocalDevice;
-use embank::{ChunkOptions, Error, IndexKind, IngestOptions, Prune, RecordFields, ValidateOptions};
+use embank::{
+    ChunkOptions, Error, HousekeepingOptions, IndexKind, IngestOptions, Prune, RecordFields, ValidateOptions,
+};
 use serde::Deserialize;
 
-use crate::args::{DeviceArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg};
+use crate::args::{DeviceArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg, SpanArg};
 use crate::remote::RemoteTable;
 
 /// The settings file's name.
@@ -39,6 +41,7 @@ pub struct Settings {
     pub remote: RemoteTable,
     ingest: IngestTable,
     index: IndexTable,
+    housekeeping: HousekeepingTable,
 }
 
 /// What the environment says; empty variables count as unset.
@@ -71,6 +74,8 @@ struct File {
     ingest: IngestTable,
     #[serde(default)]
     index: IndexTable,
+    #[serde(default)]
+    housekeeping: HousekeepingTable,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,6 +94,12 @@ struct IngestTable {
 struct IndexTable {
     kind: Option<KindArg>,
     min_recall: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct HousekeepingTable {
+    keep_versions: Option<SpanArg>,
 }
 
 impl Environment {
@@ -155,6 +166,7 @@ impl Settings {
             remote: file.remote,
             ingest: file.ingest,
             index: file.index,
+            housekeeping: file.housekeeping,
         })
     }
 
@@ -182,6 +194,14 @@ impl Settings {
     /// What index to build.
     pub fn kind(&self, flag: Option<KindArg>) -> IndexKind {
         flag.or(self.index.kind).map_or_else(IndexKind::default, IndexKind::from)
+    }
+
+    /// How to keep house.
+    pub fn housekeeping(&self) -> HousekeepingOptions {
+        let default = HousekeepingOptions::default();
+        HousekeepingOptions {
+            keep_versions: self.housekeeping.keep_versions.map_or(default.keep_versions, |SpanArg(span)| span),
+        }
     }
 
     /// How to validate it.

@@ -74,6 +74,19 @@ impl From<PrecisionArg> for Precision {
     }
 }
 
+/// A span of time, as `duration` reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SpanArg(pub Duration);
+
+impl TryFrom<String> for SpanArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        duration(&text).map(Self)
+    }
+}
+
 /// What computes a local model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -170,17 +170,27 @@ fn shown(generation: &Generation) -> String {
 }
 
 async fn collect_garbage(session: &Session) -> anyhow::Result<Exit> {
-    let report = session.open().await?.collect_garbage().await?;
+    let report = session.open().await?.keep_house(session.settings().housekeeping()).await?;
+    let exit = if report.failures.is_empty() { Exit::Done } else { Exit::Incomplete };
     if session.output().is_json() {
         session.output().json(&report)?;
-        return Ok(Exit::Done);
+        return Ok(exit);
     }
     for id in &report.removed {
         session.output().line(&format!("removed {id}"))?;
     }
+    for table in &report.compacted {
+        session.output().line(&format!("compacted {table}"))?;
+    }
     let (removed, freed) = (report.removed.len(), HumanBytes(report.bytes_freed));
-    session.output().line(&format!("{removed} generations removed, {freed} of old table versions freed"))?;
-    Ok(Exit::Done)
+    let versions = report.versions_removed;
+    session
+        .output()
+        .line(&format!("{removed} generations and {versions} old versions of tables removed, {freed} freed"))?;
+    for failure in &report.failures {
+        session.display().say(&format!("failed: {} of {}: {}", failure.step.label(), failure.of, failure.reason));
+    }
+    Ok(exit)
 }
 
 fn tell(session: &Session, activation: &Activation) -> anyhow::Result<Exit> {

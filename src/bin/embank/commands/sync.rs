@@ -62,6 +62,7 @@ async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64
         backfill: BackfillOptions { limit, ..BackfillOptions::default() },
         build: BuildOptions { kind: session.settings().kind(args.kind), ..BuildOptions::default() },
         validate: session.settings().validation(args.min_recall),
+        housekeeping: session.settings().housekeeping(),
         ..SyncOptions::default()
     };
     let report = bank.sync(&args.paths, options).await?;
@@ -72,6 +73,12 @@ async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64
         session.output().text(&report::ingest(&report.ingest))?;
         session.output().text(&report::backfill(&report.backfill))?;
         session.output().line(&format!("index   {}", index_line(bank, &report.index).await?))?;
+    }
+    for failure in report.housekeeping.iter().flat_map(|report| &report.failures) {
+        let what = failure.step.label();
+        session
+            .display()
+            .say(&format!("{what} of {} failed: {}; the next run tries again", failure.of, failure.reason));
     }
     if report.cancelled {
         session.display().say(STOPPED);
