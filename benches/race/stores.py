@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,8 +46,8 @@ class Contender:
         """Texts that passed through the model in the last run."""
         return sum(map(int, self.count.read_text().split())) if self.count.exists() else 0
 
-    def claimed(self) -> int | None:
-        """Texts that were being worked on when the last run was killed: no more than those can have been lost."""
+    def computed(self, _run: dict) -> int | None:
+        """Texts that the model began to compute in the last run, as its own log says."""
         return None
 
     def rows(self) -> tuple[list[str], np.ndarray]:
@@ -96,16 +97,20 @@ class Embank(Contender):
         return [str(self.embank), "--quiet", "--bank", str(self.store), "--model-dir", str(self.models)]
 
     def environment(self) -> dict[str, str]:
-        return {}
+        return {"EMBANK_LOG": "warn,embank::backfill=trace,embank::embed::local::model_thread=trace"}
 
     def embedded(self, run: dict) -> int:
         """As its report says; of a run that was killed, what it had put into its cache."""
         if run["exit"] == 0:
-            return json.loads(run["out"].splitlines()[-1])["backfill"]["embedded"]
+            report = next(line for line in reversed(run["out"].splitlines()) if line.startswith("{"))
+            return json.loads(report)["backfill"]["embedded"]
+        return self.cached()
+
+    def cached(self) -> int:
         return sum(self.table(name).count_rows() for name in self.tables() if name.startswith("emb_cache__"))
 
-    def claimed(self) -> int:
-        return self.table("status").count_rows("status = 'in_progress'")
+    def computed(self, run: dict) -> int:
+        return sum(texts_in(run["out"], "the model begins a batch"))
 
     def tables(self) -> list[str]:
         return sorted(path.stem for path in self.store.glob("*.lance"))
@@ -126,6 +131,11 @@ class Embank(Contender):
         command = [*self.base(), "--json", "search", text, "-k", str(k), "--chunks"]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return [hit["doc_path"] for hit in json.loads(out)["hits"]]
+
+
+def texts_in(log: str, event: str) -> list[int]:
+    """The texts that each line about the event names."""
+    return [int(count) for count in re.findall(rf"{event} texts=(\d+)", log)]
 
 
 @cache

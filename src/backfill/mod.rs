@@ -3,7 +3,7 @@
 //! Three stages work at once over bounded channels: the reader claims and reads the next batch, the caller keeps the embedder
 //! busy, the writer commits. Guarantees: the commits of a batch are ordered cache, embeddings, status, so a crash between
 //! any two only repeats work and never calls the embedder again for a text whose vector reached the cache; a bad text costs
-//! itself alone; memory is a few batches, and 8 bytes for each text and chunk that is stored already. Must not know: files,
+//! itself alone; memory is a few batches, and 4 bytes for each text and chunk that is stored already. Must not know: files,
 //! indexes, searches.
 
 mod batch;

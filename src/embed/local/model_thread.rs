@@ -191,6 +191,8 @@ impl<E: Engine> Desk<'_, E> {
         let Some(model) = &self.model else { return Err("no model is loaded".into()) };
         let text = |place: &Place| self.open.get(&place.request)?.texts.get(place.text);
         let ids: Vec<&[u32]> = batch.iter().filter_map(text).map(|text| text.ids.as_slice()).collect();
+        // One line a batch: what the model of a run that was killed had computed can be counted from outside.
+        tracing::trace!(texts = ids.len(), "the model begins a batch");
         let started = Instant::now();
         let vectors = self.engine.compute(model, &ids)?;
         self.usage.computed(ids.len(), ids.iter().map(|ids| ids.len()).sum(), started.elapsed());
