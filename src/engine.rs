@@ -3,6 +3,7 @@
 //! A bank is a cheap handle. It owns no threads and no state but its tables, so any number of handles and processes may work
 //! on one directory at once.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -15,14 +16,15 @@ use crate::backfill::{Backfill, BackfillOptions, BackfillReport};
 use crate::clock::Clock;
 use crate::embed::{Embedder, Estimate};
 use crate::error::{Error, Result};
-use crate::id::{EmbedderId, GenerationId};
+use crate::id::{ChunkId, EmbedderId, GenerationId};
 use crate::index::{Activation, BuildOptions, Built, Generation, Indexing, ValidateOptions, Validated};
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
 use crate::ledger::BankLedger;
 use crate::progress::{Cancel, Listener};
 use crate::search::{ActiveIndex, Search, SearchOptions, SearchResult};
 use crate::store::{
-    DocumentRow, EmbeddingCache, Embeddings, RunRow, StatusCounts, StatusRow, Store, StoreOptions, TableSize,
+    DocumentRow, EmbeddingCache, Embeddings, FailedChunks, FailureGroup, RetryReport, RunRow, StatusCounts, StatusRow,
+    Store, StoreOptions, TableSize,
 };
 
 /// What a method of [`Bank`] returns: a future, to be awaited.
@@ -77,6 +79,15 @@ pub struct BankStatus {
     pub tables: Vec<TableSize>,
     /// Bytes of the whole bank.
     pub bytes: u64,
+}
+
+/// What could not be embedded, and why.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Failures {
+    /// By cause, the most frequent first.
+    pub causes: Vec<FailureGroup>,
+    /// The documents of the chunks that are named as examples.
+    pub doc_paths: HashMap<ChunkId, String>,
 }
 
 /// One embedder's chunks.
@@ -305,6 +316,33 @@ impl Bank {
     /// Those of the store.
     pub fn errors(&self, limit: usize) -> Pending<'_, Vec<StatusRow>> {
         Box::pin(async move { self.store.status.errors(&self.embedder_id, limit).await })
+    }
+
+    /// Failed chunks by cause, the most frequent first, with the documents of the examples.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn failures(&self) -> Pending<'_, Failures> {
+        Box::pin(async move {
+            self.store.refresh().await?;
+            let causes = self.store.status.failure_groups(&self.embedder_id).await?;
+            let ids: Vec<_> = causes.iter().flat_map(|cause| cause.examples.iter().cloned()).collect();
+            let documents = self.store.documents.get(&ids).await?;
+            let doc_paths = documents.into_iter().map(|(id, row)| (id, row.doc_path)).collect();
+            Ok(Failures { causes, doc_paths })
+        })
+    }
+
+    /// Makes failed chunks due at once, as if they had never been tried: the next backfill embeds them.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn retry(&self, which: FailedChunks) -> Pending<'_, RetryReport> {
+        Box::pin(async move {
+            let report = self.backfilling().retry(&which).await?;
+            self.store.acknowledge().await?;
+            Ok(report)
+        })
     }
 
     /// All chunks in storage order, streamed.

@@ -178,6 +178,29 @@ pub enum Error {
         source: Option<BoxError>,
     },
 
+    /// The embedder refuses a text; of a call with several, one of them or some.
+    #[error("embedder {embedder} refuses a text: {reason}")]
+    TextRefused {
+        /// The embedder's name.
+        embedder: String,
+        /// What it said.
+        reason: String,
+        /// The cause, where there is one.
+        #[source]
+        source: Option<BoxError>,
+    },
+    /// The embedder fails for every text, even for a plain sentence that it was given to see whether it works.
+    #[error(
+        "embedder {embedder} fails for any text, no chunk was marked as failed; once it works, running this again continues"
+    )]
+    EmbedderDown {
+        /// The embedder's name.
+        embedder: String,
+        /// What the plain sentence led to.
+        #[source]
+        source: BoxError,
+    },
+
     /// A remote provider refuses this caller, this model or this address, whatever the texts.
     #[error("{provider} refuses with status {status}: {reason}; check key, model name and base URL")]
     ProviderRefused {
@@ -274,22 +297,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether an embedder that failed like this would fail for every other text too: a run stops then, instead of marking
-    /// chunk after chunk as failed.
-    pub fn is_permanent(&self) -> bool {
-        !matches!(self, Self::EmbedderFailed { .. })
-    }
-
     /// The error with its causes, in one line.
     pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(inner) = cause {
-            text.push_str(": ");
-            text.push_str(&inner.to_string());
-            cause = inner.source();
-        }
-        text
+        chain(self)
     }
 
     /// An [`Error::Io`] on `path`; for use with `map_err`.
@@ -297,4 +307,16 @@ impl Error {
         let path = path.into();
         move |source| Self::Io { action, path, source }
     }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
 }

@@ -50,6 +50,7 @@ mod engine;
 mod error;
 pub mod evaluate;
 mod exact;
+mod failure;
 mod housekeeping;
 mod id;
 mod index;
@@ -66,8 +67,9 @@ mod store;
 pub use backfill::{BackfillOptions, BackfillReport, ChunkFailure, ReconcileReport, RetryErrors};
 pub use clock::{Clock, Timestamp};
 pub use contents::{BankContents, BankDigest, TableDigest};
-pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus, Pending};
+pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus, Failures, Pending};
 pub use error::{BoxError, Error, Result};
+pub use failure::FailureKind;
 pub use housekeeping::{HousekeepingFailure, HousekeepingOptions, HousekeepingReport, HousekeepingStep};
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{
@@ -79,5 +81,6 @@ pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
 pub use search::{Grouping, Hit, SearchFilter, SearchOptions, SearchResult};
 pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};
 pub use store::{
-    DocumentRow, Durability, IndexSpec, QuerySettings, RunRow, StatusCounts, StatusRow, StoreOptions, TableSize,
+    DocumentRow, Durability, FailedChunks, FailureGroup, IndexSpec, QuerySettings, RetryReport, RunRow, StatusCounts,
+    StatusRow, StoreOptions, TableSize,
 };

@@ -7,6 +7,7 @@
 //! indexes, searches.
 
 mod batch;
+mod bisection;
 mod embedding;
 mod estimate;
 mod reader;
@@ -14,7 +15,7 @@ mod reconcile;
 mod settled;
 mod writer;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::embed::Embedder;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ContentHash, EmbedderId};
 use crate::progress::{Cancel, Listener, Progress, Stage};
-use crate::store::{Claimant, EmbeddingCache, Embeddings, Position, Store, WorkerId};
+use crate::store::{Claimant, EmbeddingCache, Embeddings, FailedChunks, Position, RetryReport, Store, WorkerId};
 use batch::Size;
 use embedding::Caller;
 use reader::{Knowledge, Reader};
@@ -71,7 +72,7 @@ pub struct BackfillReport {
     pub embedded: u64,
     /// Chunks whose vector came out of the cache, or from an equal text of the same batch.
     pub reused: u64,
-    /// Chunks that failed; they are due again later.
+    /// Chunks that failed: due again after a pause, or parked until somebody asks for them ([`Bank::retry`](crate::Bank::retry)).
     pub failed: u64,
     /// Texts that were longer than the model's window and were cut.
     pub truncated: u64,
@@ -132,6 +133,14 @@ struct Shared {
 }
 
 impl Shared {
+    fn fail(&self) {
+        self.is_failing.store(true, Ordering::Relaxed);
+    }
+
+    fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
     fn forget<'a>(&self, texts: impl Iterator<Item = &'a ContentHash>) {
         let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
         forgotten.extend(texts.map(ToString::to_string));
@@ -157,7 +166,7 @@ impl Backfill {
         }
         let (reconciled, mut survey) = self.reconcile_and_survey().await?;
         let report = BackfillReport { reconciled, ..BackfillReport::default() };
-        if options.errors == RetryErrors::Now && self.store.status.retry_errors(&self.embedder_id, began).await? > 0 {
+        if options.errors == RetryErrors::Now && self.retry(&FailedChunks::default()).await?.queued > 0 {
             survey = self.store.status.survey(&self.embedder_id, began).await?;
         }
         let mut left = options.limit.unwrap_or(u64::MAX);
@@ -232,6 +241,11 @@ impl Backfill {
         called?;
         let (claimed, knowledge) = read?;
         Ok((claimed, knowledge, written))
+    }
+
+    /// Puts failed chunks back in the queue.
+    pub(crate) async fn retry(&self, which: &FailedChunks) -> Result<RetryReport> {
+        self.store.status.retry(&self.embedder_id, which, self.store.clock().now()).await
     }
 
     async fn joined<T: 'static>(&self, tasks: &mut JoinSet<Result<T>>) -> Result<T> {

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
@@ -45,7 +44,7 @@ impl Reader {
         let mut left = limit;
         for number in 0.. {
             // A stage that has ended has failed; its own error says why.
-            let is_failing = self.shared.is_failing.load(Ordering::Relaxed) || self.claims.is_closed();
+            let is_failing = self.shared.is_failing() || self.claims.is_closed();
             if left == 0 || is_failing || self.backfill.cancel.is_cancelled() {
                 break;
             }

@@ -186,7 +186,7 @@ impl Writer {
         self.backfill.embeddings.insert(&rows, &mut self.written.known, now).await?;
         tracing::debug!(rows = rows.len(), "vectors stored");
         // Status last: a crash before this line only repeats work.
-        let outcome = |row: &StatusRow| outcome(passages.get(&row.id), &vectors, &failures);
+        let outcome = |row: &StatusRow| outcome(row, passages.get(&row.id), &vectors, &failures);
         let finished = store.status.finish(&self.shared.claimant, &claim, outcome, now).await?;
         if finished < claim.len() as u64 {
             // Somebody removed or took over some of it, and may have done so before the vectors above were written.
@@ -226,13 +226,18 @@ fn embedding_row(passage: &Passage, vectors: &Vectors) -> Option<EmbeddingRow> {
     })
 }
 
-fn outcome(passage: Option<&Passage>, vectors: &Vectors, failures: &HashMap<ContentHash, TextFailure>) -> Outcome {
+fn outcome(
+    row: &StatusRow,
+    passage: Option<&Passage>,
+    vectors: &Vectors,
+    failures: &HashMap<ContentHash, TextFailure>,
+) -> Outcome {
     let Some(passage) = passage else { return Outcome::Gone };
     if vectors.contains_key(&passage.content_hash) {
         return Outcome::Stored;
     }
     match failures.get(&passage.content_hash) {
-        Some(failure) => Outcome::Failed { kind: failure.kind, message: failure.message.clone() },
+        Some(failure) => Outcome::Failed { kind: failure.cause.kind(row.attempts), message: failure.message.clone() },
         None => Outcome::Released,
     }
 }

@@ -81,6 +81,10 @@ pub trait Embedder: Send + Sync {
     /// # Errors
     /// Fails as a whole only where no text of the batch could be answered for; the caller halves the batch to find a text
     /// that is at fault.
+    ///
+    /// What the error is decides what becomes of the text ([`Error::failure_kind`](crate::Error::failure_kind)):
+    /// [`Error::EmbedderFailed`](crate::Error::EmbedderFailed) where it may pass, as for a panic;
+    /// [`Error::TextRefused`](crate::Error::TextRefused) where a text is at fault; any other ends the run.
     async fn embed(&self, kind: TextKind, texts: &[String]) -> Result<Vec<Embedded>>;
 
     /// Texts beyond which a larger call gains nothing. A crash costs the calls under way, so callers stay below it; unlimited

@@ -2,12 +2,13 @@
 //! in bounded pieces. Runs on a thread of its own; reads files, writes nothing.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc::Sender;
 
 use super::chunk::Chunker;
-use super::extract::{RecordFields, extract};
+use super::extract::{DocumentSink, RecordFields, extract};
 use super::format::Format;
 use super::known::{Known, KnownDocument, source_name};
 use super::sink::{Count, FileDocument, FileSink, hash_file};
@@ -15,6 +16,7 @@ use super::skip::{SkipReason, Skipped};
 use super::walk::{FoundFile, walk};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::failure::Panicked;
 use crate::id::{ChunkId, DocId};
 use crate::progress::{Cancel, Listener, Progress, Stage};
 use crate::store::DocumentRow;
@@ -121,7 +123,10 @@ impl Planner {
         self.seen.files += 1;
         if file.format.holds_records() {
             let fields = self.fields.clone();
-            return extract(file, &source.clone(), &fields, &mut FileSink::new(self, file, source, None));
+            let read = &mut FileSink::new(self, file, source.clone(), None);
+            let panicked = guarded_extract(file, &source, &fields, read)?;
+            panicked.into_iter().for_each(|skipped| self.skipped(skipped));
+            return Ok(());
         }
         let hash = match hash_file(file, &self.chunker.fingerprint()) {
             Ok(hash) => hash,
@@ -147,8 +152,9 @@ impl Planner {
         }
         let file_document = FileDocument { hash, known, total: total.flatten() };
         let mut sink = FileSink::new(self, file, source.clone(), Some(file_document));
-        extract(file, &source, &fields, &mut sink)?;
+        let panicked = guarded_extract(file, &source, &fields, &mut sink)?;
         let left = sink.file.take();
+        panicked.into_iter().for_each(|skipped| self.skipped(skipped));
         // Nothing was begun: the file is empty or unreadable now, and what was known of it is out of date.
         self.drop_known(left.and_then(|document| document.known))
     }
@@ -156,7 +162,10 @@ impl Planner {
     /// Chunks of a large file, `None` if it was skipped.
     fn count_chunks(&mut self, file: &FoundFile, source: &str, fields: &RecordFields) -> Result<Option<usize>> {
         let mut count = Count::new(&self.chunker);
-        extract(file, source, fields, &mut count)?;
+        if let Some(skipped) = guarded_extract(file, source, fields, &mut count)? {
+            self.skipped(skipped);
+            return Ok(None);
+        }
         match count.finish() {
             Ok(total) => Ok(Some(total)),
             Err(skipped) => {
@@ -180,7 +189,7 @@ impl Planner {
     }
 
     pub(super) fn skipped(&mut self, skipped: Skipped) {
-        if matches!(skipped.reason, SkipReason::Unreadable(_)) {
+        if matches!(skipped.reason, SkipReason::Unreadable(_) | SkipReason::Panicked(_)) {
             self.known.spare(&source_name(Path::new(&skipped.path), &self.bank));
         }
         self.seen.skipped_count += 1;
@@ -207,5 +216,23 @@ impl Planner {
         }
         // The receiver is gone only if writing failed; its error is the one to report.
         self.changes.blocking_send(change).map_err(|_| Error::Cancelled)
+    }
+}
+
+/// Extracts a file. Parsers index what they read: a panic in one of them costs the file, not the run.
+fn guarded_extract(
+    file: &FoundFile,
+    source: &str,
+    fields: &RecordFields,
+    sink: &mut impl DocumentSink,
+) -> Result<Option<Skipped>> {
+    // A document that a panic left half done is dropped with its sink; rows are handed over in whole.
+    match catch_unwind(AssertUnwindSafe(|| extract(file, source, fields, sink))) {
+        Ok(extracted) => extracted.map(|()| None),
+        Err(payload) => Ok(Some(Skipped {
+            path: file.path.display().to_string(),
+            line: None,
+            reason: SkipReason::Panicked(Panicked::new(&*payload).to_string()),
+        })),
     }
 }

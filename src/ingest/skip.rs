@@ -42,6 +42,9 @@ pub enum SkipReason {
     /// The operating system refused.
     #[error("cannot be read: {0}")]
     Unreadable(String),
+    /// Reading or cutting it made this program panic: a fault of the program, worth a report with the file.
+    #[error("this program failed on it: {0}; please report that")]
+    Panicked(String),
     /// Links are not followed: they may leave the folder, or lead in a circle.
     #[error("symbolic link, not followed; name its target to ingest it")]
     SymlinkNotFollowed,

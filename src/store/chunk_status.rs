@@ -1,6 +1,6 @@
 //! `status`: where each chunk stands under each embedder. The only table that is updated in place, and so the narrowest.
 //!
-//! Rows and plain writes stand here; claims are in `claim`, a pass over all of it in `survey`.
+//! Rows and plain writes stand here; claims are in `claim`, what failed in `failures`, a pass over all of it in `survey`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use super::schema;
 use super::table::{Scan, StoredTable};
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::failure::FailureKind;
 use crate::id::{ChunkId, EmbedderId};
 use crate::status::{ChunkEvent, ChunkState, retry_at, transition};
 
-const KEY: [&str; 2] = ["id", "embedder_id"];
+pub(super) const KEY: [&str; 2] = ["id", "embedder_id"];
 
 pub(super) const ALL: [&str; 12] = [
     "id",
@@ -48,8 +49,8 @@ pub struct StatusRow {
     pub attempts: u32,
     /// When a failed chunk is due again; `None` for never.
     pub next_attempt_at: Option<Timestamp>,
-    /// The failure's kind, one word.
-    pub error_kind: Option<String>,
+    /// The failure's kind.
+    pub error_kind: Option<FailureKind>,
     /// The failure as a sentence.
     pub error: Option<String>,
     /// Who has claimed it.
@@ -89,7 +90,7 @@ pub(crate) enum Outcome {
     /// Its vector is stored.
     Stored,
     /// It could not be embedded.
-    Failed { kind: &'static str, message: String },
+    Failed { kind: FailureKind, message: String },
     /// It was not attempted.
     Released,
     /// Its document was removed meanwhile, and so it goes too.
@@ -144,17 +145,6 @@ impl ChunkStatus {
         super::delete_by_ids(&self.0, ids).await
     }
 
-    /// Makes failed chunks due at once; returns how many there are.
-    pub(crate) async fn retry_errors(&self, embedder: &EmbedderId, now: Timestamp) -> Result<u64> {
-        let failed = Filter::All(vec![of(embedder), in_state(ChunkState::Error)]);
-        let rows = self.read(failed.clone(), None).await?;
-        let fresh: Vec<_> = rows.into_iter().map(|row| StatusRow::new(row.id, row.embedder_id, now)).collect();
-        if fresh.is_empty() {
-            return Ok(0);
-        }
-        self.0.update_where(&KEY, &failed, encode(&fresh, &self.0)?).await
-    }
-
     /// Chunks per embedder and state.
     pub(crate) async fn counts(&self) -> Result<HashMap<EmbedderId, StatusCounts>> {
         let mut counts: HashMap<EmbedderId, StatusCounts> = HashMap::new();
@@ -181,11 +171,6 @@ impl ChunkStatus {
         super::stream_ids(&self.0, Some(Filter::All(parts))).await
     }
 
-    /// The embedder's failed rows, at most `limit`.
-    pub(crate) async fn errors(&self, embedder: &EmbedderId, limit: usize) -> Result<Vec<StatusRow>> {
-        self.read(Filter::All(vec![of(embedder), in_state(ChunkState::Error)]), Some(limit)).await
-    }
-
     /// All rows of an embedder, streamed in storage order.
     pub(crate) async fn rows(&self, embedder: &EmbedderId) -> Result<BoxStream<'static, Result<Vec<StatusRow>>>> {
         let name = self.0.name().to_owned();
@@ -197,7 +182,7 @@ impl ChunkStatus {
         Ok(decoded.boxed())
     }
 
-    async fn read(&self, filter: Filter, limit: Option<usize>) -> Result<Vec<StatusRow>> {
+    pub(super) async fn read(&self, filter: Filter, limit: Option<usize>) -> Result<Vec<StatusRow>> {
         let scan = Scan { limit, ..Scan::columns(&ALL).filter(filter) };
         let mut rows = Vec::new();
         for batch in self.0.scan_all(scan).await? {
@@ -224,8 +209,8 @@ pub(super) fn finished(outcome: Outcome, row: StatusRow, now: Timestamp) -> Opti
         Outcome::Failed { kind, message } => StatusRow {
             state: state(ChunkEvent::Fail),
             attempts: row.attempts + 1,
-            next_attempt_at: retry_at(now, row.attempts + 1),
-            error_kind: Some(kind.to_owned()),
+            next_attempt_at: retry_at(now, kind, row.attempts + 1, &row.id),
+            error_kind: Some(kind),
             error: Some(message),
             ..row
         },
@@ -268,7 +253,7 @@ pub(super) fn encode(rows: &[StatusRow], table: &StoredTable) -> Result<RecordBa
         Arc::new(StringArray::from_iter_values(rows.iter().map(|r| label(r.state)))),
         Arc::new(Int32Array::from_iter_values(rows.iter().map(|r| stored_int(r.attempts as usize)))),
         moments(rows, |r| r.next_attempt_at),
-        Arc::new(rows.iter().map(|r| r.error_kind.as_deref()).collect::<StringArray>()),
+        Arc::new(rows.iter().map(|r| r.error_kind.map(FailureKind::as_str)).collect::<StringArray>()),
         Arc::new(rows.iter().map(|r| r.error.as_deref()).collect::<StringArray>()),
         Arc::new(rows.iter().map(|r| r.lease_owner.as_deref()).collect::<StringArray>()),
         moments(rows, |r| r.lease_until),
@@ -295,7 +280,9 @@ pub(super) fn decode(table: &str, batch: &RecordBatch) -> Result<Vec<StatusRow>>
                 state: parse(&rows, status.value(row))?,
                 attempts: small(count_at(attempts, row)),
                 next_attempt_at: moment_at(next_attempt_at, row),
-                error_kind: text_at(error_kind, row),
+                // A word of another release: what was done about it is to be tried again.
+                error_kind: text_at(error_kind, row)
+                    .map(|word| FailureKind::parse(&word).unwrap_or(FailureKind::Transient)),
                 error: text_at(error, row),
                 lease_owner: text_at(owner, row),
                 lease_until: moment_at(lease_until, row),

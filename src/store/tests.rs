@@ -260,7 +260,7 @@ async fn a_failed_chunk_counts_its_attempts_and_ends_for_good() {
         let worker = claimant();
         let claimed = claim(&store, &worker, 1).await;
         assert_eq!(claimed.len(), 1, "attempt {attempt}");
-        let failed = Outcome::Failed { kind: "vector", message: "it is zero".into() };
+        let failed = Outcome::Failed { kind: crate::failure::FailureKind::Transient, message: "it is zero".into() };
         finish(&store, &worker, &claimed, failed).await;
         clock.advance(Duration::from_secs(3600));
     }

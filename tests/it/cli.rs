@@ -2,9 +2,10 @@
 
 use std::process::{Command, Output};
 
+use embank::embed::{FakeEmbedder, Fault};
 use serde_json::Value;
 
-use crate::harness::Place;
+use crate::harness::{DIMENSION, Place};
 
 struct Cli<'a>(&'a Place);
 
@@ -199,6 +200,48 @@ fn a_remote_embedder_is_priced_from_the_settings_before_anything_is_sent() {
     let (code, stderr) = cli.code(&["--embedder", "openai:m", "status"]);
     assert_eq!(code, Some(64));
     assert!(stderr.contains("needs `dimension` in the section [remote]"), "{stderr}");
+}
+
+#[tokio::test]
+async fn errors_are_shown_by_cause_and_retry_queues_them_again() {
+    let place = Place::with_documents(12);
+    let cli = Cli(&place);
+    // The same embedder as the command line's, but for its faults.
+    let faulty = FakeEmbedder::with_faults(DIMENSION, |text| {
+        let fault = if text.starts_with("note 3:") { Fault::Fail } else { Fault::ZeroNorm };
+        ["note 3:", "note 4:", "note 5:"].iter().any(|beginning| text.starts_with(beginning)).then_some(fault)
+    });
+    let bank = place.bank_with(faulty).await;
+    bank.ingest(&[place.docs()], Default::default()).await.unwrap();
+    bank.backfill(Default::default()).await.unwrap();
+    // The second bad answer parks the two.
+    place.clock.advance(std::time::Duration::from_secs(16));
+    bank.backfill(Default::default()).await.unwrap();
+
+    let shown = cli.json(&["errors"]);
+    assert_eq!(shown["failed"], 3);
+    let causes = shown["causes"].as_array().unwrap();
+    let told: Vec<_> = causes.iter().map(|c| (c["kind"].as_str().unwrap(), c["count"].as_u64().unwrap())).collect();
+    assert_eq!(told, [("permanent", 2), ("transient", 1)]);
+    assert_eq!((&causes[0]["parked"], &causes[0]["next_attempt_at"]), (&2.into(), &Value::Null));
+    assert_eq!(causes[0]["error"], "the vector has norm 0");
+    assert_eq!(causes[1]["examples"][0]["doc_path"], "water/00003.txt");
+    assert!(causes[1]["next_attempt_at"].as_str().unwrap().ends_with('Z'));
+    let text = String::from_utf8(cli.run(&["errors"]).stdout).unwrap();
+    assert!(text.contains("2 x permanent (not tried again by itself): the vector has norm 0"), "{text}");
+    assert!(text.contains("water/00003.txt") && text.contains("embank retry"), "{text}");
+
+    let rows = cli.json(&["errors", "--all"])["errors"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 3);
+    assert_eq!(cli.json(&["errors", "--limit", "1"])["errors"].as_array().unwrap().len(), 1);
+    let id = rows.iter().find(|row| row["kind"] == "permanent").unwrap()["id"].as_str().unwrap();
+    assert_eq!(cli.json(&["retry", "--id", id, "nobody"]), serde_json::json!({"queued": 1, "not_failed": ["nobody"]}));
+    assert_eq!(cli.json(&["retry", "--kind", "permanent"])["queued"], 1);
+    let said = String::from_utf8(cli.run(&["retry"]).stdout).unwrap();
+    assert!(said.starts_with("1 chunks queued again"), "{said}");
+    assert_eq!(cli.json(&["backfill"])["ready"], 3);
+    let said = String::from_utf8(cli.run(&["errors"]).stdout).unwrap();
+    assert_eq!(said, "no errors\n");
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod kill;
 mod layering;
 mod lifecycle;
 mod parity;
+mod poison;
 mod remote;
 mod remote_bank;
 mod remote_server;

@@ -11,7 +11,7 @@ use embank::embed::remote::{
     SpendLedger, Timer,
 };
 use embank::embed::{Embedded, Embedder, TextKind, check_conformance};
-use embank::{Error, Timestamp};
+use embank::{Error, FailureKind, Timestamp};
 
 use crate::remote_server::{Act, Seen, Server, SkippingTimer, unit_vector_of};
 
@@ -34,6 +34,10 @@ pub fn options(server: &Server) -> RemoteOptions {
 
 fn open(server: &Server) -> RemoteEmbedder {
     RemoteEmbedder::open(options(server)).unwrap()
+}
+
+fn is_fatal(error: &Error) -> bool {
+    error.failure_kind() == FailureKind::Fatal
 }
 
 fn texts(count: usize) -> Vec<String> {
@@ -144,7 +148,7 @@ async fn a_provider_that_throttles_for_ever_is_given_up_after_the_total_wait() {
     let timer = SkippingTimer::at(MORNING);
     options.timer = Arc::new(timer.clone());
     let error = embed(&RemoteEmbedder::open(options).unwrap(), &texts(1)).await.unwrap_err();
-    assert!(matches!(error, Error::ProviderUnavailable { .. }) && error.is_permanent(), "{error}");
+    assert!(matches!(error, Error::ProviderUnavailable { .. }) && is_fatal(&error), "{error}");
     assert!(timer.elapsed() <= Duration::from_secs(600));
     assert!((11..=13).contains(&server.requests()));
 }
@@ -214,7 +218,7 @@ async fn a_bad_vector_costs_its_text_alone() {
 async fn a_model_of_another_dimension_stops_at_the_first_answer() {
     let server = Server::honest(D + 1);
     let error = embed(&open(&server), &texts(100)).await.unwrap_err();
-    assert!(error.to_string().contains("17 dimensions, 16 are promised") && error.is_permanent(), "{error}");
+    assert!(error.to_string().contains("17 dimensions, 16 are promised") && is_fatal(&error), "{error}");
     assert!(server.requests() <= 3, "those that were under way already");
 }
 
@@ -230,7 +234,10 @@ async fn a_text_that_the_provider_rejects_fails_and_halving_pays_for_no_other_te
         match embed(embedder, texts).await {
             Ok(answers) => assert_right(texts, &answers),
             Err(error) => {
-                assert!(matches!(error, Error::EmbedderFailed { .. }) && !error.is_permanent(), "{error}");
+                assert!(
+                    matches!(error, Error::TextRefused { .. }) && error.failure_kind() == FailureKind::Permanent,
+                    "{error}"
+                );
                 assert!(chain(&error).contains("status 400: scripted 400"), "{}", chain(&error));
                 if let [text] = texts {
                     return failed.push(text.clone());
@@ -266,7 +273,7 @@ async fn a_refusal_stops_at_once_names_its_reason_and_keeps_what_was_paid_for() 
         let texts = texts(64);
         let error = embed(&embedder, &texts).await.unwrap_err();
         assert!(matches!(error, Error::ProviderRefused { status, .. } if status == code), "{error}");
-        assert!(error.is_permanent());
+        assert!(is_fatal(&error));
         assert_eq!(server.requests(), 3);
         let kept = embedder.kept_answers(TextKind::Passage, &texts);
         let kept: Vec<_> = texts.iter().zip(kept).filter_map(|(text, answer)| Some((text.clone(), answer?))).collect();
@@ -283,7 +290,7 @@ async fn a_provider_that_rejects_everything_is_no_matter_of_the_texts() {
     let mut errors = Vec::new();
     for text in texts(200) {
         errors.push(embed(&embedder, &[text]).await.unwrap_err());
-        if errors.last().unwrap().is_permanent() {
+        if is_fatal(errors.last().unwrap()) {
             break;
         }
     }
@@ -325,7 +332,7 @@ async fn an_outage_without_end_stops_and_what_follows_stops_too() {
     let embedder = open(&server);
     for _ in 0..3 {
         let error = embed(&embedder, &texts(24)).await.unwrap_err();
-        assert!(matches!(error, Error::ProviderUnavailable { .. }) && error.is_permanent(), "{error}");
+        assert!(matches!(error, Error::ProviderUnavailable { .. }) && is_fatal(&error), "{error}");
     }
     let nobody = RemoteOptions {
         timer: Arc::new(SkippingTimer::at(MORNING)),
@@ -411,7 +418,7 @@ async fn the_cap_is_used_up_and_not_passed_and_the_ledger_says_what_was_billed()
         embedder.attach_ledger(Arc::new(Memory::default()));
         let texts = texts(1000);
         let error = embed(&embedder, &texts).await.unwrap_err();
-        assert!(matches!(error, Error::SpendCapReached { scope: "day", .. }) && error.is_permanent(), "{error}");
+        assert!(matches!(error, Error::SpendCapReached { scope: "day", .. }) && is_fatal(&error), "{error}");
         let (books, spending) = (server.books(), embedder.spending().await.unwrap());
         // What is left is less than a request might cost: 8 texts of at most 15 bytes and 8 tokens of headroom each.
         assert!(books.tokens <= 1000, "{} tokens were billed", books.tokens);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use embank::embed::remote::{Price, RemoteEmbedder, RemoteOptions, SpendCaps};
-use embank::{BackfillOptions, Bank, BankContents, ChunkState, Error};
+use embank::{BackfillOptions, Bank, BankContents, ChunkState, Error, RetryErrors};
 
 use crate::harness::Place;
 use crate::remote::{MORNING, options};
@@ -93,14 +93,16 @@ async fn twenty_thousand_rows_pass_a_bad_provider_with_none_lost_and_none_paid_t
     let first = bank.backfill(BackfillOptions::default()).await.unwrap();
     assert!(first.failed > 0 && first.ready + first.failed == ROWS as u64, "{first:?}");
     for _ in 0..5 {
-        // Texts with a bad vector are due again after a pause.
+        // Texts with a bad vector are due again after a pause; of 20,000 one may meet with misfortune twice, and is parked.
         place.clock.advance(Duration::from_secs(7200));
-        bank.backfill(BackfillOptions::default()).await.unwrap();
+        bank.backfill(BackfillOptions { errors: RetryErrors::Now, ..Default::default() }).await.unwrap();
     }
     assert_whole(&bank.contents().await.unwrap(), ROWS);
     let books = server.books();
-    assert_eq!(books.answered.len(), ROWS);
-    let twice: Vec<_> = books.answered.iter().filter(|(_, times)| **times > 1).collect();
+    // The plain sentence that tells a bad text from a bad provider is none of the bank's.
+    let answered: Vec<_> = books.answered.iter().filter(|(text, _)| text.starts_with("note ")).collect();
+    assert_eq!(answered.len(), ROWS);
+    let twice: Vec<_> = answered.into_iter().filter(|(_, times)| **times > 1).collect();
     assert!(twice.is_empty(), "{} texts with a good answer were paid for again, {:?}", twice.len(), twice.first());
     assert!(!books.botched.is_empty());
 }

@@ -15,7 +15,7 @@ use clap_complete::Shell;
 
 pub use index::{BuildArgs, IndexCommand};
 pub use model::{BenchArgs, ModelCommand};
-pub use values::{DeviceArg, DurabilityArg, KindArg, PrecisionArg, SpanArg};
+pub use values::{DeviceArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SpanArg};
 use values::{duration, fraction, positive};
 
 const EXIT_CODES: &str = "\
@@ -95,8 +95,10 @@ pub enum Command {
     Documents,
     /// Print a digest of documents, states and vectors: equal for banks with equal contents
     Digest,
-    /// List chunks that could not be embedded
+    /// Show what could not be embedded, by cause
     Errors(ErrorsArgs),
+    /// Queue chunks that could not be embedded again
+    Retry(RetryArgs),
     /// List what earlier runs did
     Runs(RunsArgs),
     /// Fetch, list, check and measure models
@@ -212,9 +214,22 @@ pub struct EmbedArgs {
 
 #[derive(Args, Debug)]
 pub struct ErrorsArgs {
-    /// List at most so many
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub limit: usize,
+    /// List the chunks instead of the causes
+    #[arg(long)]
+    pub all: bool,
+    /// List at most so many chunks instead of the causes
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct RetryArgs {
+    /// Only failures of this kind
+    #[arg(long, value_name = "KIND")]
+    pub kind: Option<FailureArg>,
+    /// Only these chunks
+    #[arg(long, value_name = "ID", num_args = 1..)]
+    pub id: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -274,6 +289,9 @@ mod tests {
             &["embank", "sync", "x", "--every", "soon"],
             &["embank", "backfill", "--limit", "0"],
             &["embank", "index", "build", "--kind", "magic"],
+            &["embank", "retry", "--kind", "fatal"],
+            &["embank", "retry", "--id"],
+            &["embank", "errors", "--all", "--limit", "3"],
             &["embank", "search"],
             &["embank", "--durability", "none", "status"],
             &["embank", "--precision", "int1", "status"],

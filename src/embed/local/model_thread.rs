@@ -1,10 +1,11 @@
 //! What the model thread does: it loads the model for the first work, answers what waits in batches, and lets the model go.
 //!
-//! Guarantees: answers come in the order of the texts; a batch that fails costs no request but those that fail alone, too; a
+//! Guarantees: answers come in the order of the texts; a batch that fails, or panics, costs no request but those that fail alone, too; a
 //! request whose caller is gone is not computed; a failed load answers the work in hand and is tried again for the next, so
 //! that pulling a model mends a running process. Must not know: channels, how a model is loaded or computes.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -14,6 +15,7 @@ use super::usage::Usage;
 use crate::embed::Embedded;
 use crate::embed::batching::{Place, Waiting};
 use crate::error::{BoxError, Error, Result};
+use crate::failure::Panicked;
 
 /// Requests that are answered side by side. Enough to gather the questions of many callers into one batch.
 const OPEN_REQUESTS: usize = 16;
@@ -188,13 +190,22 @@ impl<E: Engine> Desk<'_, E> {
 
     /// Computes a batch and answers the requests that are whole with it.
     fn compute(&mut self, batch: &[Place]) -> Result<(), BoxError> {
+        // Gone if the last batch made it panic.
+        self.load()?;
         let Some(model) = &self.model else { return Err("no model is loaded".into()) };
         let text = |place: &Place| self.open.get(&place.request)?.texts.get(place.text);
         let ids: Vec<&[u32]> = batch.iter().filter_map(text).map(|text| text.ids.as_slice()).collect();
         // One line a batch: what the model of a run that was killed had computed can be counted from outside.
         tracing::trace!(texts = ids.len(), "the model begins a batch");
         let started = Instant::now();
-        let vectors = self.engine.compute(model, &ids)?;
+        // What a panic left half done goes with the model; the next batch loads it anew.
+        let vectors = match catch_unwind(AssertUnwindSafe(|| self.engine.compute(model, &ids))) {
+            Ok(computed) => computed?,
+            Err(payload) => {
+                drop(self.model.take());
+                return Err(Panicked::new(&*payload).into());
+            }
+        };
         self.usage.computed(ids.len(), ids.iter().map(|ids| ids.len()).sum(), started.elapsed());
         if vectors.len() != batch.len() {
             return Err(format!("{} vectors for {} texts", vectors.len(), batch.len()).into());

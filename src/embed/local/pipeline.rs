@@ -3,6 +3,7 @@
 //! Guarantees: while a batch is computed the next texts are tokenized; at most a handful of requests wait; the model is
 //! dropped after an idle time. The threads end when the last handle is dropped. Must not know: batches, models.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -11,9 +12,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::model_thread::{Engine, Next, Reply, Task, Wait, serve};
+use super::tokenize::TokenizedText;
 use super::usage::{ModelUsage, Usage};
 use crate::embed::Embedded;
 use crate::error::{Error, Result};
+use crate::failure::Panicked;
 
 /// Requests that wait to be tokenized. One would do: tokenizing takes about 1 % of the time that computing takes.
 const WAITING_TEXTS: usize = 2;
@@ -107,7 +110,7 @@ fn tokenize_all<E: Engine>(engine: &E, mut requests: mpsc::Receiver<Request>, ta
     while let Some(request) = requests.blocking_recv() {
         let task = match request {
             Request::Embed(_, reply) if reply.is_closed() => continue,
-            Request::Embed(texts, reply) => match engine.tokenize(texts) {
+            Request::Embed(texts, reply) => match tokenized(engine, texts) {
                 Ok(texts) => Task::Embed(texts, reply),
                 Err(e) => {
                     // A send that fails only means that nobody waits any more.
@@ -121,6 +124,17 @@ fn tokenize_all<E: Engine>(engine: &E, mut requests: mpsc::Receiver<Request>, ta
             return;
         }
     }
+}
+
+/// A text that makes the tokenizer panic costs its request, not the thread.
+fn tokenized<E: Engine>(engine: &E, texts: Vec<String>) -> Result<Vec<TokenizedText>> {
+    catch_unwind(AssertUnwindSafe(|| engine.tokenize(texts))).unwrap_or_else(|payload| {
+        Err(Error::EmbedderFailed {
+            embedder: engine.name().to_owned(),
+            reason: "its tokenizer failed".into(),
+            source: Some(Panicked::new(&*payload).into()),
+        })
+    })
 }
 
 fn next_task(ready: &Receiver<Task>, wait: Wait, idle: Duration) -> Next {
@@ -141,12 +155,14 @@ fn next_task(ready: &Receiver<Task>, wait: Wait, idle: Duration) -> Next {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokenize::TokenizedText;
     use super::*;
     use crate::error::BoxError;
 
-    /// A text is a number of tokens; a vector says how long its text was.
-    struct Counting;
+    /// A text is a number of tokens; a vector says how long its text was. Thirteen tokens make it panic, and so does the
+    /// word `panic`; with `false` it panics while it loads.
+    struct Counting {
+        loads: bool,
+    }
 
     impl Engine for Counting {
         type Model = ();
@@ -155,10 +171,12 @@ mod tests {
             "counting"
         }
         fn tokenize(&self, texts: Vec<String>) -> Result<Vec<TokenizedText>> {
+            assert!(!texts.contains(&"panic".to_owned()), "the word");
             let ids = |text: &String| text.parse().map(|n| vec![1; n]).map_err(|_| Error::Cancelled);
             texts.iter().map(|text| Ok(TokenizedText { ids: ids(text)?, truncated: false })).collect()
         }
         fn load(&self) -> Result<()> {
+            assert!(self.loads, "it cannot be loaded");
             Ok(())
         }
         fn batch_tokens(&self, (): &()) -> usize {
@@ -172,7 +190,7 @@ mod tests {
     }
 
     fn start() -> Pipeline {
-        Pipeline::start(Arc::new(Counting), Duration::from_secs(600)).unwrap()
+        Pipeline::start(Arc::new(Counting { loads: true }), Duration::from_secs(600)).unwrap()
     }
 
     fn texts(lengths: &[usize]) -> Vec<String> {
@@ -236,8 +254,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_on_the_model_thread_ends_the_request_instead_of_hanging() {
+    async fn a_panic_costs_its_request_alone_and_says_its_message() {
         let pipeline = start();
+        for (text, message) in [("13", "thirteen tokens"), ("panic", "the word")] {
+            let (other, failed) = tokio::join!(pipeline.embed(texts(&[3])), pipeline.embed(vec![text.into()]));
+            assert_eq!(other.unwrap().unwrap()[0].vector, [3.0], "{text}");
+            let Err(Error::EmbedderFailed { source: Some(panicked), .. }) = failed.unwrap() else { panic!("{text}") };
+            assert!(panicked.to_string().contains(message), "{panicked}");
+        }
+        assert!(pipeline.is_running());
+        // Nothing that a panic may have left half done is computed with.
+        assert_eq!(pipeline.embed(texts(&[2])).await.unwrap().unwrap()[0].vector, [2.0]);
+        assert!(pipeline.usage().loads >= 2);
+    }
+
+    #[tokio::test]
+    async fn a_panic_while_loading_ends_the_request_instead_of_hanging() {
+        let pipeline = Pipeline::start(Arc::new(Counting { loads: false }), Duration::from_secs(600)).unwrap();
         assert!(pipeline.embed(texts(&[13])).await.is_none());
         // The thread may still be unwinding; a request that it cannot take ends as well, and the pipeline is seen as dead.
         assert!(pipeline.embed(texts(&[1])).await.is_none());

@@ -68,7 +68,7 @@ impl Tokens {
 
     /// Tokenizes texts that already have their prefix, one answer each, in order. Uses all cores.
     pub(super) fn encode(&self, texts: Vec<String>) -> Result<Vec<TokenizedText>> {
-        let encodings = self.tokenizer.encode_batch_fast(texts, false).map_err(|e| Error::EmbedderFailed {
+        let encodings = self.tokenizer.encode_batch_fast(texts, false).map_err(|e| Error::TextRefused {
             embedder: self.embedder.clone(),
             reason: "its tokenizer failed".into(),
             source: Some(e),

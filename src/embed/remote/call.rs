@@ -18,6 +18,7 @@ use super::request::{Sending, Stop};
 use super::tokens::{Prepared, cut_requests, share};
 use crate::embed::{Embedded, TextKind, check_vector};
 use crate::error::{BoxError, Error, Result};
+use crate::failure::FailureKind;
 
 /// One text of a call.
 struct Text {
@@ -170,7 +171,7 @@ fn normalise(vector: &mut [f32]) {
 fn worse(first: Option<Error>, second: Error) -> Error {
     let rank = |error: &Error| match error {
         Error::Cancelled => 0,
-        other if other.is_permanent() => 2,
+        other if other.failure_kind() == FailureKind::Fatal => 2,
         _ => 1,
     };
     match first {

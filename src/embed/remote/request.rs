@@ -15,6 +15,7 @@ use super::protocol::Answer;
 use super::provider::{Billing, Failure, Fault, Provider, Verdict};
 use super::tokens::Prepared;
 use crate::error::{Error, Result};
+use crate::failure::FailureKind;
 
 /// A request under way.
 pub(super) struct Sending<'a> {
@@ -69,8 +70,9 @@ impl<'a> Sending<'a> {
     }
 
     /// # Errors
-    /// [`Error::EmbedderFailed`] where another choice of texts may fare better; otherwise [`Error::ProviderRefused`],
-    /// [`Error::ProviderUnavailable`], [`Error::SpendCapReached`], [`Error::InvalidSetting`], [`Error::Cancelled`].
+    /// [`Error::EmbedderFailed`] and [`Error::TextRefused`] where another choice of texts may fare better; otherwise
+    /// [`Error::ProviderRefused`], [`Error::ProviderUnavailable`], [`Error::SpendCapReached`], [`Error::InvalidSetting`],
+    /// [`Error::Cancelled`].
     pub(super) async fn answer(self) -> Result<Answer> {
         let stop = self.stop.clone();
         self.ask_until_answered().await.inspect_err(|error| stop.stop_for(error))
@@ -283,7 +285,7 @@ impl<'a> Sending<'a> {
 
     fn rejected(&self, provider: &str, fault: Fault) -> Error {
         let embedder = self.shared.identity.name.clone();
-        Error::EmbedderFailed {
+        Error::TextRefused {
             embedder,
             reason: format!("{provider} rejects the request"),
             source: Some(Box::new(fault)),
@@ -306,7 +308,7 @@ impl Stop {
 
     /// Stops the other requests as well if none of them would fare better.
     fn stop_for(&self, error: &Error) {
-        if error.is_permanent() {
+        if error.failure_kind() == FailureKind::Fatal {
             self.stop();
         }
     }

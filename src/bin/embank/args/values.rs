@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use embank::embed::{LocalDevice, Precision};
-use embank::{Durability, IndexKind};
+use embank::{Durability, FailureKind, IndexKind};
 use serde::Deserialize;
 
 /// What an acknowledged write survives.
@@ -23,6 +23,24 @@ impl From<DurabilityArg> for Durability {
         match level {
             DurabilityArg::PowerLoss => Self::PowerLoss,
             DurabilityArg::ProcessCrash => Self::ProcessCrash,
+        }
+    }
+}
+
+/// Which failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FailureArg {
+    /// May pass: tried again by itself, five times in all
+    Transient,
+    /// Would come again: not tried again by itself
+    Permanent,
+}
+
+impl From<FailureArg> for FailureKind {
+    fn from(kind: FailureArg) -> Self {
+        match kind {
+            FailureArg::Transient => Self::Transient,
+            FailureArg::Permanent => Self::Permanent,
         }
     }
 }

@@ -1,7 +1,7 @@
-//! `embank status`, `documents`, `errors` and `runs`: what is in a bank.
+//! `embank status`, `documents`, `digest` and `runs`: what is in a bank.
 
 use embank::embed::Precision;
-use embank::{BankStatus, DocumentRow, RunRow, StatusRow, Timestamp};
+use embank::{BankStatus, DocumentRow, RunRow};
 use futures::TryStreamExt;
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::report;
 use crate::Exit;
-use crate::args::{ErrorsArgs, RunsArgs};
+use crate::args::RunsArgs;
 use crate::output::{Align, seconds, table, to_json};
 use crate::session::Session;
 
@@ -123,49 +123,6 @@ fn document(row: &DocumentRow) -> Document<'_> {
         content_hash: row.content_hash.to_string(),
         attributes: &row.attributes,
     }
-}
-
-pub async fn errors(session: &Session, args: ErrorsArgs) -> anyhow::Result<Exit> {
-    let errors = session.open().await?.errors(args.limit).await?;
-    if session.output().is_json() {
-        let errors: Vec<_> = errors.iter().map(error_value).collect();
-        session.output().json(&json!({ "errors": errors }))?;
-        return Ok(Exit::Done);
-    }
-    if errors.is_empty() {
-        session.output().line("no errors")?;
-        return Ok(Exit::Done);
-    }
-    let rows: Vec<_> = errors
-        .iter()
-        .map(|row| {
-            let due = row.next_attempt_at.map_or_else(|| "never".to_owned(), Timestamp::to_rfc3339);
-            let error = row.error.clone().unwrap_or_default();
-            [row.id.to_string(), row.attempts.to_string(), due, row.error_kind.clone().unwrap_or_default(), error]
-        })
-        .collect();
-    let columns = [
-        ("chunk", Align::Left),
-        ("attempts", Align::Right),
-        ("due again", Align::Left),
-        ("kind", Align::Left),
-        ("error", Align::Left),
-    ];
-    session.output().text(&table(columns, &rows))?;
-    session.output().line("`embank backfill --retry-errors` tries all of them again now")?;
-    Ok(Exit::Done)
-}
-
-fn error_value(row: &StatusRow) -> Value {
-    json!({
-        "id": row.id,
-        "embedder": row.embedder_id,
-        "attempts": row.attempts,
-        "next_attempt_at": row.next_attempt_at.map(Timestamp::to_rfc3339),
-        "kind": row.error_kind,
-        "error": row.error,
-        "updated_at": row.updated_at.to_rfc3339(),
-    })
 }
 
 pub async fn digest(session: &Session) -> anyhow::Result<Exit> {

@@ -3,6 +3,7 @@
 mod bench;
 mod embed;
 mod eval;
+mod failures;
 mod index;
 mod inspect;
 mod model;
@@ -29,7 +30,8 @@ pub async fn run(session: &Session, command: Command) -> anyhow::Result<Exit> {
         Command::Status => inspect::status(session).await,
         Command::Documents => inspect::documents(session).await,
         Command::Digest => inspect::digest(session).await,
-        Command::Errors(args) => inspect::errors(session, args).await,
+        Command::Errors(args) => failures::errors(session, args).await,
+        Command::Retry(args) => failures::retry(session, args).await,
         Command::Runs(args) => inspect::runs(session, args).await,
         Command::Model(command) => model::run(session, command).await,
         Command::Eval(args) => eval::run(session, args).await,

@@ -2,6 +2,7 @@
 //!
 //! Must not know: tables.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -61,7 +62,17 @@ impl ClipEmbedder {
             }
             Ok(self.model.crop_of(&picture::decode(&bytes)?))
         });
-        cropped.map_err(|defect| self.failed(format!("image {}", path.display()), defect))
+        cropped.map_err(|defect| {
+            let reason = format!("image {}", path.display());
+            match &defect {
+                // A file that is there and cannot be read now may be read later, say once fewer are open.
+                ImageDefect::Unreadable(e) if e.kind() != ErrorKind::NotFound => self.failed(reason, defect),
+                _ => {
+                    let embedder = self.identity().name.clone();
+                    Error::TextRefused { embedder, reason, source: Some(defect.into()) }
+                }
+            }
+        })
     }
 
     fn failed(&self, reason: String, source: impl std::error::Error + Send + Sync + 'static) -> Error {
