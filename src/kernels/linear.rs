@@ -14,7 +14,7 @@ use super::walk::{Source, walk};
 use super::weights::Weights;
 
 /// Most rows of a block: their numbers (96 × 384 floats are 147 KB) stay in the second-level cache beside a panel.
-const BLOCK_ROWS: usize = 8 * TILE_ROWS;
+pub(super) const BLOCK_ROWS: usize = 8 * TILE_ROWS;
 
 /// out = act(x·W + bias). x: `[T, in]` → out: `[T, out]`.
 pub(crate) fn linear(cpu: Cpu, x: &[f32], weights: &Weights, bias: &[f32], act: Activation, out: &mut [f32]) {

@@ -116,8 +116,8 @@ pub(super) fn layer_norm(x: &[Value], norm: &Norm) -> Vec<Value> {
     out
 }
 
-/// softmax(q kᵀ / √D) v of one text.
-pub(super) fn attention(qkv: &[f32], heads: usize, width: usize, causal: bool) -> Vec<Value> {
+/// softmax(q kᵀ / √D) v of one text; queries, keys, values and shares kept in `number`.
+pub(super) fn attention(qkv: &[f32], heads: usize, width: usize, causal: bool, number: Number) -> Vec<Value> {
     let (tokens, depth) = (qkv.len() / (3 * width), width / heads);
     let at = |token: usize, part: usize, head: usize| &qkv[(token * 3 + part) * width + head * depth..][..depth];
     let mut out = vec![Value::of(0.0); tokens * width];
@@ -127,7 +127,8 @@ pub(super) fn attention(qkv: &[f32], heads: usize, width: usize, causal: bool) -
             let scores: Vec<Value> = (0..seen)
                 .map(|other| {
                     let pairs = at(token, 0, head).iter().zip(at(other, 1, head));
-                    let score = Value::dot(pairs.map(|(&q, &k)| (Value::of(q), Value::of(k))));
+                    let score =
+                        Value::dot(pairs.map(|(&q, &k)| (Value::of(q).kept_as(number), Value::of(k).kept_as(number))));
                     let scale = 1.0 / (depth as f64).sqrt();
                     Value {
                         value: score.value * scale,
@@ -146,7 +147,8 @@ pub(super) fn attention(qkv: &[f32], heads: usize, width: usize, causal: bool) -
                 .collect();
             let sum = shares.iter().fold(Value::of(0.0), |sum, &share| sum.plus(share));
             for i in 0..depth {
-                let pairs = shares.iter().enumerate().map(|(other, &s)| (s, Value::of(at(other, 2, head)[i])));
+                let value = |other: usize| Value::of(at(other, 2, head)[i]).kept_as(number);
+                let pairs = shares.iter().enumerate().map(|(other, &s)| (s.kept_as(number), value(other)));
                 let whole = Value::dot(pairs);
                 let value = whole.value / sum.value;
                 let error = (whole.error + value.abs() * sum.error) / sum.value + 4.0 * UNIT * value.abs();

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::reference::{Random, Value, assert_close, values};
 use super::{
-    Activation, Cpu, Norm, Normalise, Number, Pool, Reach, Table, Weights, attention, embed_tokens,
+    Activation, Cpu, Heads, Norm, Normalise, Number, Pool, Reach, Table, Weights, attention, embed_tokens,
     feed_forward_add_norm, layer_norm, linear, linear_add, linear_add_norm, pool_normalise, products, reference,
 };
 
@@ -17,6 +17,18 @@ fn on_every_path(mut claim: impl FnMut(Cpu, Number, &str)) {
             claim(cpu, number, &format!("{} {number:?}", cpu.name()));
         }
     }
+}
+
+/// Attention to rows `[query, key and value of all heads]`: the projection before it changes nothing, but that it rounds.
+fn attended(cpu: Cpu, number: Number, qkv: &[f32], lengths: &[usize], heads: usize, reach: Reach) -> Vec<f32> {
+    let columns = qkv.len() / lengths.iter().sum::<usize>();
+    let identity: Vec<f32> =
+        (0..columns * columns).map(|at| f32::from(u8::from(at / columns == at % columns))).collect();
+    let mut buffer = Heads::new(heads, columns / 3, number);
+    buffer.project(cpu, qkv, &Weights::pack(&[&identity], columns, number), &vec![0.0; columns]);
+    let mut out = vec![f32::NAN; qkv.len() / 3];
+    attention(cpu, &buffer, lengths, reach, &mut out);
+    out
 }
 
 /// From tiny to large, and zeros.
@@ -90,19 +102,41 @@ proptest! {
         let width = heads * depth;
         let tokens: usize = lengths.iter().sum();
         let qkv = Random::new(seed).numbers(tokens * 3 * width, spread);
-        for cpu in Cpu::available() {
+        on_every_path(|cpu, number, what| {
             for reach in [Reach::All, Reach::Causal] {
-                let mut out = vec![f32::NAN; tokens * width];
-                attention(cpu, &qkv, &lengths, heads, reach, &mut out);
+                let out = attended(cpu, number, &qkv, &lengths, heads, reach);
                 let mut first = 0;
                 for &length in &lengths {
                     let text = &qkv[first * 3 * width..(first + length) * 3 * width];
-                    let want = reference::attention(text, heads, width, reach == Reach::Causal);
-                    assert_close(&out[first * width..][..length * width], &want, &format!("{} {reach:?}", cpu.name()));
+                    let want = reference::attention(text, heads, width, reach == Reach::Causal, number);
+                    assert_close(&out[first * width..][..length * width], &want, &format!("{what} {reach:?}"));
                     first += length;
                 }
             }
-        }
+        });
+    }
+
+    #[test]
+    fn a_projection_spreads_the_columns_of_f64_over_the_heads(
+        seed in any::<u64>(), rows in 1usize..130, inputs in 1usize..50, heads in 1usize..4, depth in prop_oneof![Just(32usize), 1usize..70],
+    ) {
+        // Attention over texts of one token gives the token's own value, whatever queries and keys are.
+        let (mut random, width) = (Random::new(seed), heads * depth);
+        let x = random.numbers(rows * inputs, 1.0);
+        let (matrix, bias) = (random.numbers(3 * width * inputs, 0.5), random.numbers(3 * width, 1.0));
+        on_every_path(|cpu, number, what| {
+            let values = reference::linear(&values(&x), &matrix[2 * width * inputs..], inputs, &bias[2 * width..], number);
+            let want: Vec<_> = values.into_iter().map(|value| value.kept_as(number)).collect();
+            let mut qkv = Heads::new(heads, width, number);
+            let mut out = vec![f32::NAN; rows * width];
+            // The second time in a buffer that was used for another batch.
+            for rows in [rows, rows.div_ceil(2)] {
+                let weights = Weights::pack(&[&matrix], inputs, number);
+                qkv.project(cpu, &x[..rows * inputs], &weights, &bias);
+                attention(cpu, &qkv, &vec![1; rows], Reach::All, &mut out[..rows * width]);
+                assert_close(&out[..rows * width], &want[..rows * width], what);
+            }
+        });
     }
 
     #[test]
@@ -199,25 +233,23 @@ fn scores_far_apart_give_their_row_to_the_highest() {
         row[width] = if token == 17 { 1.0 } else { -1.0 };
         row[2 * width..].fill(token as f32);
     }
-    for cpu in Cpu::available() {
-        let mut out = vec![f32::NAN; tokens * width];
-        attention(cpu, &qkv, &[tokens], 1, Reach::All, &mut out);
-        assert!(out.iter().all(|&x| x == 17.0), "{}", cpu.name());
-    }
+    on_every_path(|cpu, number, what| {
+        let out = attended(cpu, number, &qkv, &[tokens], 1, Reach::All);
+        assert!(out.iter().all(|&x| x == 17.0), "{what}");
+    });
 }
 
 #[test]
 fn a_long_text_is_that_of_f64_though_it_is_cut_into_parts() {
     let (width, tokens) = (16, 600);
     let qkv = Random::new(7).numbers(tokens * 3 * width, 2.0);
-    for cpu in Cpu::available() {
+    on_every_path(|cpu, number, what| {
         for reach in [Reach::All, Reach::Causal] {
-            let mut out = vec![f32::NAN; tokens * width];
-            attention(cpu, &qkv, &[tokens], 2, reach, &mut out);
-            let want = reference::attention(&qkv, 2, width, reach == Reach::Causal);
-            assert_close(&out, &want, &format!("{} {reach:?}", cpu.name()));
+            let out = attended(cpu, number, &qkv, &[tokens], 2, reach);
+            let want = reference::attention(&qkv, 2, width, reach == Reach::Causal, number);
+            assert_close(&out, &want, &format!("{what} {reach:?}"));
         }
-    }
+    });
 }
 
 #[test]
@@ -248,10 +280,18 @@ fn a_nan_that_comes_in_goes_out_in_its_row_and_in_no_other() {
         let mut pooled = vec![0.0; width];
         pool_normalise(cpu, &x[5 * width..6 * width], &[1], Pool::Mean, Normalise::Unit, &mut pooled);
         assert!(pooled.iter().all(|x| x.is_nan()), "{what}");
-        // A query that is not a number spoils its own row alone.
-        let mut qkv = random.numbers(rows * 3 * width, 1.0);
-        qkv[5 * 3 * width] = f32::NAN;
-        attention(cpu, &qkv, &[rows], 1, Reach::All, &mut out);
+        // A query beyond all numbers spoils its own row alone: a last input, large in row 5 and else 0, that only queries weigh.
+        let inputs = width + 1;
+        let mut x = random.numbers(rows * inputs, 1.0);
+        x.iter_mut().skip(width).step_by(inputs).for_each(|x| *x = 0.0);
+        x[5 * inputs + width] = 1e30;
+        let mut matrix = random.numbers(3 * width * inputs, 1.0);
+        for (column, row) in matrix.chunks_exact_mut(inputs).enumerate() {
+            row[width] = if column < width { 1e30 } else { 0.0 };
+        }
+        let mut qkv = Heads::new(1, width, number);
+        qkv.project(cpu, &x, &Weights::pack(&[&matrix], inputs, number), &vec![0.0; 3 * width]);
+        attention(cpu, &qkv, &[rows], Reach::All, &mut out);
         check(&out, what);
     });
 }
@@ -261,7 +301,9 @@ fn nothing_in_gives_nothing_out() {
     on_every_path(|cpu, number, _| {
         let weights = Weights::pack(&[&[1.0; 12]], 3, number);
         linear(cpu, &[], &weights, &[0.0; 4], Activation::Gelu, &mut []);
-        attention(cpu, &[], &[], 2, Reach::All, &mut []);
+        let mut qkv = Heads::new(2, 4, number);
+        qkv.project(cpu, &[], &Weights::pack(&[&[1.0; 36]], 3, number), &[0.0; 12]);
+        attention(cpu, &qkv, &[], Reach::All, &mut []);
         layer_norm(cpu, &[], &Norm { gamma: vec![1.0], beta: vec![0.0], eps: 1e-5 }, &mut []);
         pool_normalise(cpu, &[], &[], Pool::Mean, Normalise::Unit, &mut []);
         products(cpu, &[], &[1.0], 1, &mut []);

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 
 use super::encoder::{Layer, Output, Scale};
 use crate::embed::Pooling;
-use crate::kernels::{self, Activation, Cpu, Normalise, Pool, Reach, Table, Weights};
+use crate::kernels::{self, Activation, Cpu, Heads, Normalise, Pool, Reach, Table, Weights};
 
 /// A tensor in the processor's memory.
 type FlexTensor = FloatTensor<Flex>;
@@ -41,15 +41,13 @@ trait EncoderOps: Backend {
     /// Word and position, summed and normed → `[T, H]`
     fn embed_tokens(cpu: Cpu, tables: &Tables, texts: &[&[u32]], into: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// Query, key and value. state: `[T, H]` → `[T, 3H]`
-    fn project(cpu: Cpu, state: FloatTensor<Self>, layer: &PackedLayer, into: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// Attention of every text to itself alone. qkv: `[T, 3H]` → `[T, H]`
+    /// Query, key and value, put into `heads`, and attention of every text to itself alone. `[T, H]` → `[T, H]`
     fn attend(
         cpu: Cpu,
-        qkv: FloatTensor<Self>,
+        state: FloatTensor<Self>,
         lengths: &[usize],
-        heads: usize,
+        layer: &PackedLayer,
+        heads: &mut Heads,
         into: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
@@ -86,13 +84,17 @@ impl EncoderOps for Flex {
         write(into, |out| kernels::embed_tokens(cpu, words, positions, *first_position, texts, norm, out))
     }
 
-    fn project(cpu: Cpu, state: FlexTensor, layer: &PackedLayer, into: FlexTensor) -> FlexTensor {
+    fn attend(
+        cpu: Cpu,
+        state: FlexTensor,
+        lengths: &[usize],
+        layer: &PackedLayer,
+        heads: &mut Heads,
+        into: FlexTensor,
+    ) -> FlexTensor {
         let Dense { weights, bias } = &layer.qkv;
-        write(into, |out| kernels::linear(cpu, read(&state), weights, bias, Activation::None, out))
-    }
-
-    fn attend(cpu: Cpu, qkv: FlexTensor, lengths: &[usize], heads: usize, into: FlexTensor) -> FlexTensor {
-        write(into, |out| kernels::attention(cpu, read(&qkv), lengths, heads, Reach::All, out))
+        heads.project(cpu, read(&state), weights, bias);
+        write(into, |out| kernels::attention(cpu, heads, lengths, Reach::All, out))
     }
 
     fn attention_output(
@@ -155,14 +157,16 @@ pub(super) fn embed_tokens(cpu: Cpu, tables: &Tables, texts: &[&[u32]], into: Te
     Tensor::from_dispatch(<Dispatch as EncoderOps>::embed_tokens(cpu, tables, texts, into.into_dispatch()))
 }
 
-pub(super) fn project(cpu: Cpu, state: &Tensor<2>, layer: &PackedLayer, into: Tensor<2>) -> Tensor<2> {
-    let state = state.clone().into_dispatch();
-    Tensor::from_dispatch(<Dispatch as EncoderOps>::project(cpu, state, layer, into.into_dispatch()))
-}
-
-pub(super) fn attend(cpu: Cpu, qkv: &Tensor<2>, lengths: &[usize], heads: usize, into: Tensor<2>) -> Tensor<2> {
-    let qkv = qkv.clone().into_dispatch();
-    Tensor::from_dispatch(<Dispatch as EncoderOps>::attend(cpu, qkv, lengths, heads, into.into_dispatch()))
+pub(super) fn attend(
+    cpu: Cpu,
+    state: &Tensor<2>,
+    lengths: &[usize],
+    layer: &PackedLayer,
+    heads: &mut Heads,
+    into: Tensor<2>,
+) -> Tensor<2> {
+    let (state, into) = (state.clone().into_dispatch(), into.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as EncoderOps>::attend(cpu, state, lengths, layer, heads, into))
 }
 
 pub(super) fn attention_output(

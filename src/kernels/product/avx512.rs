@@ -90,7 +90,17 @@ impl Isa for Avx512 {
         let panel = panel.as_chunks_mut().0;
         left.check(PANEL, panel.len());
         // SAFETY: `self` is the proof of the features; `check` found `left.rows` rows of `panel.len()` inside the data.
-        unsafe { transpose(left, panel) }
+        unsafe { transpose(left.data.as_ptr(), left.stride, left.rows, panel) }
+    }
+
+    #[inline(always)]
+    fn transpose_pairs(self, left: Left<'_, u16>, panel: &mut [Line<u16, 32>]) {
+        let panel = panel.as_chunks_mut().0;
+        left.check(PANEL, 2 * panel.len());
+        assert!(left.stride.is_multiple_of(2), "rows are whole pairs");
+        // SAFETY: `self` is the proof of the features; `check` found `left.rows` rows of `panel.len()` pairs inside the data, at
+        // every `stride / 2` pairs. A pair is 32 bits, which are moved and not computed with.
+        unsafe { transpose(left.data.as_ptr().cast(), left.stride / 2, left.rows, panel) }
     }
 
     #[inline(always)]
@@ -126,6 +136,11 @@ impl Isa for Avx512Bf16 {
     #[inline(always)]
     fn transpose(self, left: Left<'_, f32>, panel: &mut [Line<f32, 16>]) {
         self.0.transpose(left, panel);
+    }
+
+    #[inline(always)]
+    fn transpose_pairs(self, left: Left<'_, u16>, panel: &mut [Line<u16, 32>]) {
+        self.0.transpose_pairs(left, panel);
     }
 
     #[inline(always)]
@@ -238,32 +253,36 @@ unsafe fn store<const R: usize>(sums: &[[__m512; 2]; R], out: Out<'_>) {
     }
 }
 
+/// Of numbers or pairs of 32 bits, at any address.
+///
 /// # Safety
-/// `left` has rows of `panel.len()` numbers inside its data.
+/// From `data` on, at every `stride`, lie `rows` rows of `panel.len()`.
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose(left: Left<'_, f32>, panel: &mut [[Line<f32, 16>; 2]]) {
+unsafe fn transpose<T, const N: usize>(data: *const f32, stride: usize, rows: usize, panel: &mut [[Line<T, N>; 2]]) {
+    const { assert!(size_of::<Line<T, N>>() == 64 && align_of::<Line<T, N>>() == 64, "a line is one of the cache") };
     // Zipping rows i and i + 8 of 16 into rows 2i and 2i + 1, four times, transposes them.
     let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    for half in 0..left.rows.div_ceil(16) {
+    for half in 0..rows.div_ceil(16) {
         for (at, panel) in panel.chunks_mut(16).enumerate() {
             let mask = u16::MAX >> (16 - panel.len());
-            let mut rows: [__m512; 16] = std::array::from_fn(|r| {
+            let mut block: [__m512; 16] = std::array::from_fn(|r| {
                 let row = 16 * half + r;
-                if row >= left.rows {
+                if row >= rows {
                     return _mm512_setzero_ps();
                 }
-                // SAFETY: the row lies in the data, and the mask keeps to those of its numbers that the panel has.
-                unsafe { _mm512_maskz_loadu_ps(mask, left.data.as_ptr().add(row * left.stride + 16 * at)) }
+                // SAFETY: the row lies in the data (the caller's promise), and the mask keeps to those of its numbers that the
+                // panel has.
+                unsafe { _mm512_maskz_loadu_ps(mask, data.add(row * stride + 16 * at)) }
             });
             for _ in 0..4 {
-                rows = std::array::from_fn(|r| {
-                    _mm512_permutex2var_ps(rows[r / 2], if r % 2 == 0 { low } else { high }, rows[r / 2 + 8])
+                block = std::array::from_fn(|r| {
+                    _mm512_permutex2var_ps(block[r / 2], if r % 2 == 0 { low } else { high }, block[r / 2 + 8])
                 });
             }
-            for (row, lines) in rows.iter().zip(panel) {
-                // SAFETY: a line is 64 aligned bytes.
-                unsafe { _mm512_store_ps(lines[half].0.as_mut_ptr(), *row) };
+            for (row, lines) in block.iter().zip(panel) {
+                // SAFETY: a line is 64 aligned bytes, of numbers of which all bits are valid: f32 or u16.
+                unsafe { _mm512_store_ps((&raw mut lines[half]).cast(), *row) };
             }
         }
     }

@@ -104,6 +104,17 @@ pub(super) trait Isa: Copy + Send + Sync {
         }
     }
 
+    /// The same for pairs of bf16. `panel`: `[depth / 2][PANEL][2]`, two lines a pair; depth and stride are even.
+    #[inline(always)]
+    fn transpose_pairs(self, left: Left<'_, u16>, panel: &mut [Line<u16, 32>]) {
+        for (k, lines) in panel.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            for row in 0..left.rows {
+                let pair = &left.data[row * left.stride + 2 * k..][..2];
+                lines[row / 16].0[row % 16 * 2..][..2].copy_from_slice(pair);
+            }
+        }
+    }
+
     /// Rounds to bf16, see [`to_bf16`](super::weights::to_bf16). The slices have one length.
     fn round(self, from: &[f32], to: &mut [u16]);
 }

@@ -3,7 +3,7 @@
 //! In shapes: T tokens of all images or texts of a batch, one after another without padding; H the width of a state, F the
 //! width inside the feed-forward part. Must not know: images, texts, files.
 
-use crate::kernels::{Activation, Cpu, Norm, Reach, Weights, attention, layer_norm, linear, linear_add};
+use crate::kernels::{Activation, Cpu, Heads, Norm, Reach, Weights, attention, layer_norm, linear, linear_add};
 
 /// A stack of blocks.
 pub(super) struct Blocks {
@@ -44,23 +44,26 @@ pub(super) struct Branch {
 impl Blocks {
     /// `[T, H]` → `[T, H]`; `lengths`: tokens of each image or text.
     pub(super) fn forward(&self, cpu: Cpu, state: Vec<f32>, lengths: &[usize]) -> Vec<f32> {
-        let Some(inner) = self.layers.iter().map(|block| block.up.weights.outputs()).max() else { return state };
+        let Some(first_block) = self.layers.first() else { return state };
+        let widest = self.layers.iter().map(|block| block.up.weights.outputs()).max().unwrap_or(0);
         let tokens: usize = lengths.iter().sum();
-        // Two states take turns; what lies between them is one buffer as wide as the widest of its uses.
+        // Two states take turns.
         let mut state = state;
         let mut other = vec![0.0; state.len()];
         let mut normed = vec![0.0; state.len()];
-        let mut wide = vec![0.0; tokens * inner.max(3 * state.len() / tokens.max(1))];
+        let mut inner_state = vec![0.0; tokens * widest];
+        let weights = &first_block.qkv.weights;
+        let mut qkv = Heads::new(self.heads, weights.inputs(), weights.number());
         for block in &self.layers {
             layer_norm(cpu, &state, &block.attention_norm, &mut normed);
-            block.qkv.forward(cpu, &normed, Activation::None, first(&mut wide, 3 * state.len()));
-            attention(cpu, first(&mut wide, 3 * state.len()), lengths, self.heads, self.reach, &mut normed);
+            qkv.project(cpu, &normed, &block.qkv.weights, &block.qkv.bias);
+            attention(cpu, &qkv, lengths, self.reach, &mut normed);
             block.attention_output.add(cpu, &normed, &state, &mut other);
 
             layer_norm(cpu, &other, &block.feed_forward_norm, &mut normed);
             let inner = tokens * block.up.weights.outputs();
-            block.up.forward(cpu, &normed, self.activation, first(&mut wide, inner));
-            block.down.add(cpu, first(&mut wide, inner), &other, &mut state);
+            block.up.forward(cpu, &normed, self.activation, first(&mut inner_state, inner));
+            block.down.add(cpu, first(&mut inner_state, inner), &other, &mut state);
         }
         state
     }
