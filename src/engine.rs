@@ -187,6 +187,8 @@ impl Bank {
     /// Those of the store, and of an embedder that cannot work at all. A text that cannot be embedded is a row of the report.
     pub fn backfill(&self, options: BackfillOptions) -> Pending<'_, BackfillReport> {
         Box::pin(async move {
+            // Before its first vector, so that nobody finds one without knowing what it should be like.
+            crate::promise::record(&self.store, &self.embedder_id, self.embedder.identity()).await?;
             let backfill = self.backfilling();
             self.recorded("backfill", backfill.run(options), BackfillReport::is_idle).await
         })

@@ -5,6 +5,7 @@
 //! was interrupted is cleaned up by the next one. Must not know: files, texts, embedders (queries are vectors).
 
 mod activate;
+pub(crate) mod audit;
 mod build;
 mod garbage;
 mod generation;

@@ -5,17 +5,20 @@ use serde::{Deserialize, Serialize};
 
 use super::Indexing;
 use crate::error::{Error, Result};
-use crate::id::GenerationId;
+use crate::id::{EmbedderId, GenerationId};
+
+/// What the keys of pointers begin with; the embedder follows.
+pub(super) const KEY: &str = "active/";
 
 /// Earlier generations that the pointer remembers, for rollback.
 const HISTORY: usize = 16;
 
 /// The pointer's value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Pointer {
-    pub(super) active: Option<GenerationId>,
+pub(crate) struct Pointer {
+    pub(crate) active: Option<GenerationId>,
     /// Newest first, without the active one.
-    pub(super) previous: Vec<GenerationId>,
+    pub(crate) previous: Vec<GenerationId>,
 }
 
 impl Pointer {
@@ -35,9 +38,14 @@ impl Pointer {
     }
 }
 
+/// Where an embedder's pointer stands in `meta`.
+pub(super) fn key(embedder: &EmbedderId) -> String {
+    format!("{KEY}{embedder}")
+}
+
 impl Indexing {
     fn pointer_key(&self) -> String {
-        format!("active/{}", self.embedder_id)
+        key(&self.embedder_id)
     }
 
     /// The pointer as of the newest commit of any process.

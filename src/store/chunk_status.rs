@@ -236,11 +236,14 @@ fn label(state: ChunkState) -> &'static str {
     }
 }
 
+/// The state of a stored word; `None` for a word that is none.
+pub(crate) fn state_of(word: &str) -> Option<ChunkState> {
+    let all = [ChunkState::New, ChunkState::InProgress, ChunkState::Ready, ChunkState::Error];
+    all.into_iter().find(|state| label(*state) == word)
+}
+
 pub(super) fn parse(rows: &Rows<'_>, text: &str) -> Result<ChunkState> {
-    [ChunkState::New, ChunkState::InProgress, ChunkState::Ready, ChunkState::Error]
-        .into_iter()
-        .find(|state| label(*state) == text)
-        .ok_or_else(|| rows.malformed("status", &format!("`{text}` is not a state")))
+    state_of(text).ok_or_else(|| rows.malformed("status", &format!("`{text}` is not a state")))
 }
 
 pub(super) fn encode(rows: &[StatusRow], table: &StoredTable) -> Result<RecordBatch> {

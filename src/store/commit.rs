@@ -125,7 +125,7 @@ impl StoredTable {
         Ok(self.commit(from, operation, None).await?.is_some())
     }
 
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         from: &Arc<Dataset>,
         operation: Operation,

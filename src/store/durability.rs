@@ -30,6 +30,10 @@ impl Disk {
         Self { root: root.to_owned(), durability }
     }
 
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
     /// Returns once everything written so far is on the medium, if that is asked for.
     pub(crate) async fn sync(&self) -> Result<()> {
         if self.durability == Durability::ProcessCrash {

@@ -78,6 +78,11 @@ fn join(parts: &[Filter], operator: &str, empty: &str, qualifier: &str, sql: &mu
     }
 }
 
+/// A text as the value that an update sets.
+pub(crate) fn literal(value: &str) -> String {
+    quote(value)
+}
+
 /// A SQL string literal: standard quoting, in which a quote is doubled and nothing else is special.
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))

@@ -39,6 +39,11 @@ impl Generations {
     /// All generations of one embedder, or of all, oldest first.
     pub(crate) async fn list(&self, embedder: Option<&EmbedderId>) -> Result<Vec<GenerationRow>> {
         self.0.refresh().await?;
+        self.list_seen(embedder).await
+    }
+
+    /// The same in the version that was last seen.
+    pub(super) async fn list_seen(&self, embedder: Option<&EmbedderId>) -> Result<Vec<GenerationRow>> {
         let columns = ["id", "sequence", "embedder_id", "kind", "state", "record", "created_at", "updated_at"];
         let filter = embedder.map(|embedder| Filter::Eq("embedder_id", embedder.as_str().to_owned()));
         let mut found = Vec::new();

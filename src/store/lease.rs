@@ -12,7 +12,8 @@ use super::worker::WorkerId;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, Result};
 
-const KEY: &str = "lease/maintenance";
+/// Where the lease stands in `meta`.
+pub(crate) const KEY: &str = "lease/maintenance";
 
 /// How long the lease holds without renewal: long enough for a stalled disk, short enough to wait for.
 const LEASE: Duration = Duration::from_secs(60);
@@ -114,6 +115,11 @@ fn hold(owner: &str, now: Timestamp, purpose: &str) -> String {
 
 fn render(holder: &Holder) -> String {
     serde_json::json!(holder).to_string()
+}
+
+/// Whether a stored value says that somebody holds the lease; `None` for a value that says nothing.
+pub(crate) fn is_held(value: &str, now: Timestamp) -> Option<bool> {
+    parse(value).map(|holder| !holder.is_gone(now))
 }
 
 fn parse(value: &str) -> Option<Holder> {

@@ -10,6 +10,8 @@ mod commit;
 mod documents;
 mod durability;
 mod embeddings;
+mod examine;
+mod examine_index;
 mod failures;
 mod filter;
 mod format;
@@ -21,6 +23,7 @@ mod lease;
 mod maintenance;
 mod meta;
 mod passages;
+mod repair;
 mod rows;
 mod runs;
 mod schema;
@@ -38,13 +41,15 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use lance::session::Session;
 
-pub(crate) use chunk_status::{ChunkStatus, Outcome};
+pub(crate) use chunk_status::{ChunkStatus, Outcome, state_of};
 pub use chunk_status::{StatusCounts, StatusRow};
 pub(crate) use claim::{Claim, Claimant, Position};
 pub use documents::DocumentRow;
 pub(crate) use documents::{DocumentKey, Documents, Passage};
 pub use durability::Durability;
 pub(crate) use embeddings::{EmbeddingCache, EmbeddingRow, Embeddings, Snapshot};
+pub(crate) use examine::{CORE, Fact, Inspection, RawDocument, RawState, VectorTable, examinable};
+pub(crate) use examine_index::IndexLook;
 pub use failures::{FailedChunks, FailureGroup, RetryReport};
 pub(crate) use filter::Filter;
 pub(crate) use generations::{GenerationRow, Generations};
@@ -52,10 +57,11 @@ pub use index_build::IndexSpec;
 pub use index_search::QuerySettings;
 pub(crate) use index_search::{IndexQuery, Neighbour};
 pub(crate) use keys::KnownKeys;
-pub(crate) use lease::MaintenanceLease;
+pub(crate) use lease::{KEY as LEASE_KEY, MaintenanceLease, is_held};
 pub use maintenance::TableSize;
 pub(crate) use meta::Meta;
 pub(crate) use passages::PassageReader;
+pub(crate) use repair::is_stale;
 pub use runs::RunRow;
 pub(crate) use runs::Runs;
 pub(crate) use spend::SpendCell;
@@ -153,6 +159,11 @@ impl Store {
     /// The bank's directory, absolute.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What an acknowledged write survives.
+    pub(crate) fn durability(&self) -> Durability {
+        self.disk.durability()
     }
 
     pub(crate) fn clock(&self) -> &Clock {

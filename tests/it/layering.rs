@@ -83,7 +83,7 @@ fn only_the_kernels_are_unsafe() {
 #[test]
 fn stages_do_not_import_one_another_and_layers_do_not_look_up() {
     let stages = ["ingest", "backfill", "index", "search"];
-    let above = ["engine", "schedule", "evaluate"];
+    let above = ["engine", "schedule", "evaluate", "doctor", "promise"];
     for stage in stages {
         let strangers = stages.iter().filter(|other| **other != stage).chain(&above);
         assert_free_of(stage, strangers);
@@ -91,6 +91,18 @@ fn stages_do_not_import_one_another_and_layers_do_not_look_up() {
     for layer in ["store", "embed"] {
         let other = if layer == "store" { "embed" } else { "store" };
         assert_free_of(layer, stages.iter().chain(&above).chain([&other]));
+    }
+}
+
+#[test]
+fn the_doctor_knows_of_the_stages_only_what_they_lay_open_for_it() {
+    let strangers = ["ingest", "backfill", "search", "schedule", "evaluate", "ledger"];
+    assert_free_of("doctor", strangers.iter());
+    for (file, text) in sources("src/doctor") {
+        let opened = ["crate::index::audit::", "crate::index::GenerationState;", "crate::embed::remote::audit::"];
+        let inside = |line: &&str| line.contains("crate::index::") || line.contains("crate::embed::");
+        let offender = code(&text).filter(inside).find(|line| !opened.iter().any(|door| line.contains(door)));
+        assert_eq!(offender, None, "{file} looks into a stage");
     }
 }
 

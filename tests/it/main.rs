@@ -4,6 +4,7 @@ mod backfill;
 mod bad_input;
 mod cli;
 mod concurrency;
+mod doctor;
 mod embed_local;
 mod evaluation;
 mod examples;

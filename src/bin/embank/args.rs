@@ -21,7 +21,7 @@ use values::{duration, fraction, positive};
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
-  1   error, or stopped before the end
+  1   error, stopped before the end, or the doctor leaves a finding
   2   a gate said no: the new index missed the required recall, the old one still answers
   3   busy: another process maintains the bank
   64  usage: an unknown flag, setting, filter, query or embedder
@@ -99,6 +99,8 @@ pub enum Command {
     Errors(ErrorsArgs),
     /// Queue chunks that could not be embedded again
     Retry(RetryArgs),
+    /// Check every invariant of the bank; exit with 1 if anything is wrong. Needs no model
+    Doctor(DoctorArgs),
     /// List what earlier runs did
     Runs(RunsArgs),
     /// Fetch, list, check and measure models
@@ -230,6 +232,13 @@ pub struct RetryArgs {
     /// Only these chunks
     #[arg(long, value_name = "ID", num_args = 1..)]
     pub id: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Mend what can be mended without losing anything that cannot be made again
+    #[arg(long)]
+    pub repair: bool,
 }
 
 #[derive(Args, Debug)]

@@ -157,7 +157,8 @@ impl Session {
         }
     }
 
-    fn bank_options(&self) -> BankOptions {
+    /// How to open the bank.
+    pub fn bank_options(&self) -> BankOptions {
         BankOptions {
             store: StoreOptions { durability: self.settings.durability.into(), ..StoreOptions::default() },
             listener: self.display.listener(),

@@ -143,6 +143,17 @@ impl Book {
         }
     }
 
+    /// The ledger with a total that is no less than what makes it up: today's spending, and that of all remembered runs.
+    pub(super) fn with_plausible_sums(mut self) -> Self {
+        let mut runs = Spend::default();
+        self.runs.iter().for_each(|run| runs += run.spent);
+        for part in [self.today, runs] {
+            self.total.tokens = self.total.tokens.max(part.tokens);
+            self.total.picos = self.total.picos.max(part.picos);
+        }
+        self
+    }
+
     /// What was spent or set aside: today, in the run, ever.
     pub(super) fn sums(&mut self, now: Timestamp, run: &str) -> [Spend; 3] {
         self.turn_to(now);

@@ -7,6 +7,7 @@
 //! From the outside in: [`RemoteEmbedder`] → `call` (texts ⇄ requests) → `request` (attempts and waits) → `provider` (what an
 //! answer means) → `exchange` (HTTP).
 
+pub(crate) mod audit;
 mod book;
 mod breaker;
 mod budget;

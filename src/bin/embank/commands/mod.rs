@@ -1,6 +1,7 @@
 //! The commands, one file each or one for a small group: call the library, print its report.
 
 mod bench;
+mod doctor;
 mod embed;
 mod eval;
 mod failures;
@@ -32,6 +33,7 @@ pub async fn run(session: &Session, command: Command) -> anyhow::Result<Exit> {
         Command::Digest => inspect::digest(session).await,
         Command::Errors(args) => failures::errors(session, args).await,
         Command::Retry(args) => failures::retry(session, args).await,
+        Command::Doctor(args) => doctor::run(session, args).await,
         Command::Runs(args) => inspect::runs(session, args).await,
         Command::Model(command) => model::run(session, command).await,
         Command::Eval(args) => eval::run(session, args).await,
