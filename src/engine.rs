@@ -20,6 +20,7 @@ use crate::id::{ChunkId, EmbedderId, GenerationId};
 use crate::index::{Activation, BuildOptions, Built, Generation, Indexing, ValidateOptions, Validated};
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
 use crate::ledger::BankLedger;
+use crate::memory::{MemoryLimit, RowShape};
 use crate::progress::{Cancel, Listener};
 use crate::search::{ActiveIndex, Search, SearchOptions, SearchResult};
 use crate::store::{
@@ -38,6 +39,10 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 pub struct BankOptions {
     /// Durability and caches.
     pub store: StoreOptions,
+    /// Bytes of memory that the process should not pass, all of it counted. Bounds batches and caches, and refuses an index
+    /// that cannot be built within it. Default: none; a backfill then takes about 250 MB and the embedder, an index what
+    /// its kind needs.
+    pub memory_limit: Option<u64>,
     /// Where the present moment comes from. Default: the machine.
     pub clock: Clock,
     /// Who is told about progress. Default: nobody.
@@ -54,6 +59,7 @@ pub struct Bank {
     pub(crate) embedder_id: EmbedderId,
     pub(crate) embeddings: Embeddings,
     cache: EmbeddingCache,
+    memory: MemoryLimit,
     listener: Listener,
     cancel: Cancel,
 }
@@ -104,7 +110,8 @@ impl Bank {
     /// Opens the bank in `root`.
     ///
     /// # Errors
-    /// [`Error::NoBank`], [`Error::NotABank`] and [`Error::NewerFormat`] leave the directory untouched.
+    /// [`Error::NoBank`], [`Error::NotABank`] and [`Error::NewerFormat`] leave the directory untouched;
+    /// [`Error::InvalidSetting`] where the memory limit is below what the program itself takes.
     pub fn open(root: impl AsRef<Path>, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
         Self::open_path(root.as_ref().to_owned(), embedder, options)
     }
@@ -123,19 +130,26 @@ impl Bank {
 
     fn open_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
         Box::pin(async move {
-            let store = Store::open(&root, options.store, options.clock.clone()).await?;
-            Self::with_store(store, embedder, options).await
+            let memory = MemoryLimit::new(options.memory_limit, embedder.resident_bytes())?;
+            let store = Store::open(&root, options.store.within(memory), options.clock.clone()).await?;
+            Self::with_store(store, embedder, memory, options).await
         })
     }
 
     fn open_or_create_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
         Box::pin(async move {
-            let store = Store::open_or_create(&root, options.store, options.clock.clone()).await?;
-            Self::with_store(store, embedder, options).await
+            let memory = MemoryLimit::new(options.memory_limit, embedder.resident_bytes())?;
+            let store = Store::open_or_create(&root, options.store.within(memory), options.clock.clone()).await?;
+            Self::with_store(store, embedder, memory, options).await
         })
     }
 
-    async fn with_store(store: Store, embedder: Arc<dyn Embedder>, options: BankOptions) -> Result<Self> {
+    async fn with_store(
+        store: Store,
+        embedder: Arc<dyn Embedder>,
+        memory: MemoryLimit,
+        options: BankOptions,
+    ) -> Result<Self> {
         embedder.attach_ledger(Arc::new(BankLedger::new(store.clone())));
         let identity = embedder.identity();
         let (embedder_id, dimension) = (identity.id(), identity.dimension);
@@ -145,6 +159,7 @@ impl Bank {
             store,
             embedder,
             embedder_id,
+            memory,
             listener: options.listener,
             cancel: options.cancel,
         })
@@ -174,6 +189,8 @@ impl Bank {
                 store: self.store.clone(),
                 embedder_id: self.embedder_id.clone(),
                 counter: self.embedder.token_counter()?,
+                memory: self.memory,
+                row: self.row_shape(),
                 listener: self.listener.clone(),
                 cancel: self.cancel.clone(),
             };
@@ -411,6 +428,8 @@ impl Bank {
             embedder_id: self.embedder_id.clone(),
             embeddings: self.embeddings.clone(),
             cache: self.cache.clone(),
+            memory: self.memory,
+            row: self.row_shape(),
             listener: self.listener.clone(),
             cancel: self.cancel.clone(),
         }
@@ -421,9 +440,15 @@ impl Bank {
             store: self.store.clone(),
             embedder_id: self.embedder_id.clone(),
             embeddings: self.embeddings.clone(),
+            memory: self.memory,
             listener: self.listener.clone(),
             cancel: self.cancel.clone(),
         }
+    }
+
+    fn row_shape(&self) -> RowShape {
+        let identity = self.embedder.identity();
+        RowShape { dimension: identity.dimension, max_tokens: identity.max_tokens }
     }
 
     /// Runs a step and leaves a row about it, unless it was idle: repeating a step changes nothing.

@@ -58,6 +58,7 @@ mod index;
 mod ingest;
 mod kernels;
 mod ledger;
+mod memory;
 pub mod progress;
 mod promise;
 mod sample;

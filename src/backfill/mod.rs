@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use crate::embed::Embedder;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, ContentHash, EmbedderId};
+use crate::memory::{MemoryLimit, RowShape, in_mib};
 use crate::progress::{Cancel, Listener, Progress, Stage};
 use crate::store::{Claimant, EmbeddingCache, Embeddings, FailedChunks, Position, RetryReport, Store, WorkerId};
 use batch::Size;
@@ -84,6 +85,9 @@ pub struct BackfillReport {
     pub reconciled: ReconcileReport,
     /// Whether it stopped because it was asked to; running it again continues.
     pub cancelled: bool,
+    /// Bytes of memory that the process was expected to take at most; 0 where nothing was to do. As with all of it, pages of
+    /// the program file are counted.
+    pub expected_peak_bytes: u64,
     /// Seconds.
     pub seconds: f64,
 }
@@ -117,6 +121,8 @@ pub(crate) struct Backfill {
     pub(crate) embedder_id: EmbedderId,
     pub(crate) embeddings: Embeddings,
     pub(crate) cache: EmbeddingCache,
+    pub(crate) memory: MemoryLimit,
+    pub(crate) row: RowShape,
     pub(crate) listener: Listener,
     pub(crate) cancel: Cancel,
 }
@@ -176,9 +182,11 @@ impl Backfill {
             return Ok(report);
         }
         self.listener.report(Progress::Started { stage: Stage::Backfill, total: Some(total) });
+        let (batch, expected_peak_bytes) = self.batch_size().await?;
+        let report = BackfillReport { expected_peak_bytes, ..report };
         let shared = Arc::new(Shared {
             claimant: Claimant { embedder: self.embedder_id.clone(), worker: WorkerId::new(), lease: LEASE },
-            batch: Size::of_batch(self.embeddings.dimension()),
+            batch,
             call: Size::of_call(self.embedder.texts_per_call()),
             is_failing: AtomicBool::new(false),
             forgotten: Mutex::default(),
@@ -203,6 +211,17 @@ impl Backfill {
         self.listener.report(Progress::Finished { stage: Stage::Backfill });
         let seconds = clock.now().since(began).as_secs_f64();
         Ok(BackfillReport { cancelled: self.cancel.is_cancelled() && survey.due > 0, seconds, ..written.report })
+    }
+
+    /// Batches that fit the memory, and the peak to expect with them.
+    async fn batch_size(&self) -> Result<(Size, u64)> {
+        let stored = self.store.documents.count().await?;
+        let caches = self.store.metadata_cache_bytes();
+        let at_most = self.memory.batch_rows(usize::MAX, self.row, stored, caches);
+        let size = Size::of_batch(self.embeddings.dimension(), at_most);
+        let peak = self.memory.backfill_peak(size.largest(), self.row, stored, caches);
+        tracing::info!(rows = size.largest(), peak = in_mib(peak), "largest batch, and the memory to expect");
+        Ok((size, peak))
     }
 
     /// Claims and embeds what is due after the position. Returns how many chunks were claimed.

@@ -93,6 +93,12 @@ pub trait Embedder: Send + Sync {
         usize::MAX
     }
 
+    /// Bytes of memory that it takes beside the program once its model is loaded, for a bank's
+    /// [`memory_limit`](crate::BankOptions::memory_limit); nothing by default.
+    fn resident_bytes(&self) -> u64 {
+        0
+    }
+
     /// Answers that are at hand for these texts without asking for them, because they were paid for in a call that failed as
     /// a whole: what a run stores before it stops. `None` for all others; local embedders keep none.
     fn kept_answers(&self, kind: TextKind, texts: &[String]) -> Vec<Option<Embedded>> {

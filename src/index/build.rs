@@ -1,10 +1,12 @@
 //! Building generation N+1 under a new id, with the maintenance lease held from here to the end of validation.
 
 use super::Indexing;
+use super::estimate::check_memory;
 use super::generation::{GenerationState, Record};
 use super::rules::{IndexKind, SpecOverrides, spec_for};
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
+use crate::memory::in_mib;
 use crate::store::{IndexSpec, MaintenanceLease, QuerySettings, Snapshot};
 
 /// What to build.
@@ -27,6 +29,7 @@ pub struct Built {
     pub(super) record: Record,
     pub(super) snapshot: Snapshot,
     pub(super) lease: MaintenanceLease,
+    pub(super) expected_peak_bytes: u64,
 }
 
 impl Built {
@@ -40,6 +43,11 @@ impl Built {
         self.record.kind()
     }
 
+    /// Bytes of memory that the process was expected to take at most, from the start of the build to the end of validation.
+    pub fn expected_peak_bytes(&self) -> u64 {
+        self.expected_peak_bytes
+    }
+
     /// Rows it covers.
     pub fn rows(&self) -> u64 {
         self.record.rows
@@ -50,8 +58,8 @@ impl Indexing {
     /// Builds the next generation on all vectors there are.
     ///
     /// # Errors
-    /// [`Error::Busy`] while somebody else maintains the bank; [`Error::CannotBuild`] without vectors or with impossible
-    /// parameters; [`Error::Cancelled`]. The generation then stands as failed with the reason, and its files are removed.
+    /// [`Error::Busy`] while somebody else maintains the bank; [`Error::CannotBuild`] without vectors, above the memory limit
+    /// (no generation is begun then) or with impossible parameters; [`Error::Cancelled`]. The generation then stands as failed with the reason, and its files are removed.
     pub(crate) async fn build(&self, options: BuildOptions) -> Result<Built> {
         let lease = self.store.maintenance_lease("building an index").await?;
         self.fail_interrupted().await?;
@@ -62,7 +70,18 @@ impl Indexing {
             let reason = "there are no vectors yet; run `embank backfill` first".to_owned();
             return Err(Error::CannotBuild { kind: "any".into(), reason });
         }
-        let spec = spec_for(options.kind, rows, self.embeddings.dimension(), &options.overrides);
+        let dimension = self.embeddings.dimension();
+        let spec = self.fitting_spec(&options, rows, dimension);
+        // Before anything says that a generation exists.
+        let expected_peak_bytes = match check_memory(self.memory, spec.as_ref(), rows, dimension) {
+            Ok(peak) => peak,
+            Err(refused) => {
+                // Given back at once: whoever corrects the kind need not wait.
+                lease.release().await?;
+                return Err(refused);
+            }
+        };
+        tracing::info!(rows, peak = in_mib(expected_peak_bytes), "building; the memory to expect");
         let now = self.store.clock().now();
         let last = self.store.generations.list(None).await?.iter().map(|row| row.sequence).max().unwrap_or(0);
         let id = GenerationId::new(last + 1, rand_suffix());
@@ -88,7 +107,17 @@ impl Indexing {
         record.settings = default_settings(spec.as_ref());
         record.advance(&id, GenerationState::Validating)?;
         self.save(&id, &record).await?;
-        Ok(Built { id, record, snapshot, lease })
+        Ok(Built { id, record, snapshot, lease, expected_peak_bytes })
+    }
+
+    /// The rules' choice; where `auto` is asked for and a graph does not fit the memory, inverted lists.
+    fn fitting_spec(&self, options: &BuildOptions, rows: u64, dimension: usize) -> Option<IndexSpec> {
+        let spec = spec_for(options.kind, rows, dimension, &options.overrides);
+        let is_too_large = check_memory(self.memory, spec.as_ref(), rows, dimension).is_err();
+        if options.kind == IndexKind::Auto && is_too_large {
+            return spec_for(IndexKind::IvfPq, rows, dimension, &options.overrides);
+        }
+        spec
     }
 
     /// Marks a generation failed and removes its files.

@@ -7,6 +7,7 @@
 mod activate;
 pub(crate) mod audit;
 mod build;
+mod estimate;
 mod garbage;
 mod generation;
 mod pointer;
@@ -25,6 +26,7 @@ pub use validate::{ValidateOptions, Validated};
 
 use crate::error::{Error, Result};
 use crate::id::{EmbedderId, GenerationId};
+use crate::memory::MemoryLimit;
 use crate::progress::{Cancel, Listener, Progress};
 use crate::store::{Embeddings, Store};
 use generation::Record;
@@ -35,6 +37,7 @@ pub(crate) struct Indexing {
     pub(crate) store: Store,
     pub(crate) embedder_id: EmbedderId,
     pub(crate) embeddings: Embeddings,
+    pub(crate) memory: MemoryLimit,
     pub(crate) listener: Listener,
     pub(crate) cancel: Cancel,
 }

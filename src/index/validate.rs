@@ -74,7 +74,7 @@ impl Indexing {
     /// # Errors
     /// [`Error::RecallTooLow`] with the measured recall; the generation then stands as failed and its index is removed.
     pub(crate) async fn validate(&self, built: Built, options: &ValidateOptions) -> Result<Validated> {
-        let Built { id, mut record, snapshot, lease } = built;
+        let Built { id, mut record, snapshot, lease, .. } = built;
         check(options)?;
         let measured = self.measure_generation(&id, &mut record, &snapshot, options).await;
         let report = match measured {

@@ -30,6 +30,7 @@ pub use skip::{SkipReason, Skipped};
 use crate::embed::TokenCounter;
 use crate::error::{Error, Result};
 use crate::id::EmbedderId;
+use crate::memory::{MemoryLimit, RowShape, in_mib};
 use crate::progress::{Cancel, Listener};
 use crate::store::Store;
 use chunk::Chunker;
@@ -78,6 +79,8 @@ pub struct IngestReport {
     pub skipped: Vec<Skipped>,
     /// Whether it stopped because it was asked to; running it again continues.
     pub cancelled: bool,
+    /// Bytes of memory that the process was expected to take at most, beside what it holds of the chunks that it adds.
+    pub expected_peak_bytes: u64,
     /// Seconds.
     pub seconds: f64,
 }
@@ -94,6 +97,8 @@ pub(crate) struct Ingest {
     pub(crate) store: Store,
     pub(crate) embedder_id: EmbedderId,
     pub(crate) counter: Arc<dyn TokenCounter>,
+    pub(crate) memory: MemoryLimit,
+    pub(crate) row: RowShape,
     pub(crate) listener: Listener,
     pub(crate) cancel: Cancel,
 }
@@ -104,6 +109,7 @@ impl Ingest {
         let began = self.store.clock().now();
         let roots = canonical(roots)?;
         self.store.refresh().await?;
+        let (rows_per_commit, expected_peak_bytes) = self.commit_size().await?;
         let (sender, mut receiver) = mpsc::channel::<Change>(CHANGES_WAITING);
         let planner = Planner {
             bank: self.store.root().to_owned(),
@@ -127,14 +133,23 @@ impl Ingest {
             batch.added.extend(change.added);
             batch.refiled.extend(change.refiled);
             batch.removed.extend(change.removed);
-            if batch.rows.len() + batch.removed.len() >= ROWS_PER_COMMIT {
+            if batch.rows.len() + batch.removed.len() >= rows_per_commit {
                 self.commit(std::mem::take(&mut batch)).await?;
             }
         }
         let seen = planning.await.map_err(|e| Error::io("read", self.store.root())(std::io::Error::other(e)))??;
         self.commit(batch).await?;
         let seconds = self.store.clock().now().since(began).as_secs_f64();
-        Ok(report(seen, seconds))
+        Ok(IngestReport { expected_peak_bytes, ..report(seen, seconds) })
+    }
+
+    /// Rows of the largest commit that fits the memory, and the peak to expect with it.
+    async fn commit_size(&self) -> Result<(usize, u64)> {
+        let (stored, caches) = (self.store.documents.count().await?, self.store.metadata_cache_bytes());
+        let rows = self.memory.commit_rows(ROWS_PER_COMMIT, self.row, stored, caches);
+        let peak = self.memory.ingest_peak(rows, self.row, stored, caches);
+        tracing::info!(rows, peak = in_mib(peak), "largest commit, and the memory to expect");
+        Ok((rows, peak))
     }
 
     async fn known(&self, roots: &[PathBuf]) -> Result<Known> {
@@ -188,6 +203,7 @@ fn report(seen: Seen, seconds: f64) -> IngestReport {
         skipped_count: seen.skipped_count,
         skipped: seen.skipped,
         cancelled: seen.cancelled,
+        expected_peak_bytes: 0,
         seconds,
     }
 }

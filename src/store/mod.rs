@@ -71,6 +71,7 @@ pub(crate) use worker::WorkerId;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, EmbedderId};
+use crate::memory::MemoryLimit;
 use durability::Disk;
 use rows::Rows;
 use survey::IdDigest;
@@ -99,10 +100,23 @@ impl Default for StoreOptions {
     }
 }
 
+impl StoreOptions {
+    /// With caches that leave the steps their room: of what is left beside the program, half for an index, an eighth for
+    /// metadata.
+    pub(crate) fn within(self, memory: MemoryLimit) -> Self {
+        Self {
+            index_cache_bytes: memory.cache_bytes(self.index_cache_bytes, 2),
+            metadata_cache_bytes: memory.cache_bytes(self.metadata_cache_bytes, 8),
+            ..self
+        }
+    }
+}
+
 /// The open database; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Store {
     root: Arc<Path>,
+    options: StoreOptions,
     connection: lancedb::Connection,
     disk: Disk,
     clock: Clock,
@@ -151,6 +165,7 @@ impl Store {
             runs: Runs(table("runs", schema::runs()).await?),
             disk: Disk::new(&root, options.durability),
             root: root.into(),
+            options,
             connection,
             clock,
         })
@@ -164,6 +179,11 @@ impl Store {
     /// What an acknowledged write survives.
     pub(crate) fn durability(&self) -> Durability {
         self.disk.durability()
+    }
+
+    /// Bytes that the cache of file metadata may take; every step fills it.
+    pub(crate) fn metadata_cache_bytes(&self) -> usize {
+        self.options.metadata_cache_bytes
     }
 
     pub(crate) fn clock(&self) -> &Clock {

@@ -16,6 +16,7 @@ mod ingest;
 mod kill;
 mod layering;
 mod lifecycle;
+mod memory;
 mod parity;
 mod poison;
 mod remote;

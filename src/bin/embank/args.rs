@@ -15,7 +15,7 @@ use clap_complete::Shell;
 
 pub use index::{BuildArgs, IndexCommand};
 pub use model::{BenchArgs, ModelCommand};
-pub use values::{DeviceArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SpanArg};
+pub use values::{DeviceArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SizeArg, SpanArg};
 use values::{duration, fraction, positive};
 
 const EXIT_CODES: &str = "\
@@ -27,8 +27,8 @@ Exit codes:
   64  usage: an unknown flag, setting, filter, query or embedder
 
 Environment:
-  EMBANK_BANK, EMBANK_EMBEDDER, EMBANK_MODEL_DIR, EMBANK_PRECISION, EMBANK_DEVICE and
-  EMBANK_DURABILITY set what the flags of these names set; EMBANK_LOG sets what is logged to stderr,
+  EMBANK_BANK, EMBANK_EMBEDDER, EMBANK_MODEL_DIR, EMBANK_PRECISION, EMBANK_DEVICE,
+  EMBANK_DURABILITY and EMBANK_MEMORY_LIMIT set what the flags of these names set; EMBANK_LOG sets what is logged to stderr,
   default `warn`. Flags beat the environment, which beats embank.toml in the working directory, or
   else in the bank.";
 
@@ -66,6 +66,10 @@ pub struct Global {
     /// What an acknowledged write survives [env: EMBANK_DURABILITY] [default: power-loss]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub durability: Option<DurabilityArg>,
+    /// Memory that the process should not pass, as `512M` or `2G`: bounds batches and caches, and refuses an index that does
+    /// not fit [env: EMBANK_MEMORY_LIMIT] [default: none]
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub memory_limit: Option<SizeArg>,
     /// Show no progress
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -305,6 +309,7 @@ mod tests {
             &["embank", "--durability", "none", "status"],
             &["embank", "--precision", "int1", "status"],
             &["embank", "--device", "tpu", "status"],
+            &["embank", "--memory-limit", "lots", "status"],
             &["embank", "model", "bench", "--rounds", "0"],
         ] {
             assert!(Cli::try_parse_from(line).is_err(), "{line:?}");

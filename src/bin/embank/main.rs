@@ -78,6 +78,9 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
     let session = Session::new(settings, display);
     let result = runtime.block_on(commands::run(&session, cli.command));
     session.display().clear();
+    if let Some(resident_mb) = memory::peak_resident_mb() {
+        tracing::info!(resident_mb, "memory at its peak");
+    }
     // A thread that still works must not delay the exit: whatever it does can be repeated. Left alone rather than shut down,
     // because Lance takes a read that a shutdown cancels for one that panicked, and says so on stderr.
     std::mem::forget(runtime);

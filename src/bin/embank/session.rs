@@ -161,6 +161,7 @@ impl Session {
     pub fn bank_options(&self) -> BankOptions {
         BankOptions {
             store: StoreOptions { durability: self.settings.durability.into(), ..StoreOptions::default() },
+            memory_limit: self.settings.memory_limit,
             listener: self.display.listener(),
             cancel: self.interrupt.cancel().clone(),
             ..BankOptions::default()

@@ -13,7 +13,7 @@ use embank::{
 };
 use serde::Deserialize;
 
-use crate::args::{DeviceArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg, SpanArg};
+use crate::args::{DeviceArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg, SizeArg, SpanArg};
 use crate::remote::RemoteTable;
 
 /// The settings file's name.
@@ -35,6 +35,8 @@ pub struct Settings {
     pub precision: PrecisionArg,
     pub device: LocalDevice,
     pub durability: DurabilityArg,
+    /// In bytes.
+    pub memory_limit: Option<u64>,
     pub quiet: bool,
     pub json: bool,
     pub log: String,
@@ -53,6 +55,7 @@ pub struct Environment {
     pub precision: Option<String>,
     pub device: Option<String>,
     pub durability: Option<String>,
+    pub memory_limit: Option<String>,
     pub log: Option<String>,
     /// The user's cache directory.
     pub cache_dir: Option<PathBuf>,
@@ -68,6 +71,7 @@ struct File {
     precision: Option<PrecisionArg>,
     device: Option<DeviceArg>,
     durability: Option<DurabilityArg>,
+    memory_limit: Option<SizeArg>,
     #[serde(default)]
     remote: RemoteTable,
     #[serde(default)]
@@ -114,6 +118,7 @@ impl Environment {
             precision: text("EMBANK_PRECISION"),
             device: text("EMBANK_DEVICE"),
             durability: text("EMBANK_DURABILITY"),
+            memory_limit: text("EMBANK_MEMORY_LIMIT"),
             log: text("EMBANK_LOG"),
             cache_dir: dirs::cache_dir(),
         }
@@ -142,6 +147,9 @@ impl Settings {
         let device = pick(flags.device, environment.device, file.device, |text| {
             text.parse().map_err(|_| ("EMBANK_DEVICE", "auto, cpu, gpu or gpu:N"))
         })?;
+        let memory_limit = pick(flags.memory_limit, environment.memory_limit, file.memory_limit, |text| {
+            text.parse().map_err(|_| ("EMBANK_MEMORY_LIMIT", "a size such as 512M or 2G"))
+        })?;
         let model_dir = flags.model_dir.clone().or(environment.model_dir).or(file.model_dir);
         let default_model_dir = || environment.cache_dir.map(|dir| dir.join("embank").join("models"));
         let model_dir = model_dir.or_else(default_model_dir).ok_or_else(|| Error::InvalidSetting {
@@ -160,6 +168,7 @@ impl Settings {
             precision: precision.unwrap_or(PrecisionArg::F32),
             device: device.map_or_else(LocalDevice::default, |DeviceArg(device)| device),
             durability: durability.unwrap_or(DurabilityArg::PowerLoss),
+            memory_limit: memory_limit.map(|SizeArg(bytes)| bytes),
             quiet: flags.quiet,
             json: flags.json,
             log: environment.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
@@ -324,6 +333,21 @@ mod tests {
         assert_eq!(resolve(&flags, set("f32", "tpu")).unwrap(), (PrecisionArg::F32, LocalDevice::Auto));
         let refused = resolve(&Global::default(), set("f32", "tpu")).unwrap_err().to_string();
         assert_eq!(refused, "EMBANK_DEVICE: `tpu` is not known; write auto, cpu, gpu or gpu:N");
+    }
+
+    #[test]
+    fn a_memory_limit_is_a_setting_like_any_other() {
+        let dir = with_file("memory-limit = \"1G\"");
+        let limit = |flags: &Global, environment| {
+            Settings::resolve_in(dir.path(), flags, environment).map(|settings| settings.memory_limit)
+        };
+        assert_eq!(limit(&Global::default(), environment()).unwrap(), Some(1 << 30));
+        let set = |size: &str| Environment { memory_limit: Some(size.into()), ..environment() };
+        assert_eq!(limit(&Global::default(), set("512M")).unwrap(), Some(512 << 20));
+        let flags = Global { memory_limit: Some(SizeArg(7)), ..Global::default() };
+        assert_eq!(limit(&flags, set("512M")).unwrap(), Some(7));
+        let refused = limit(&Global::default(), set("much")).unwrap_err().to_string();
+        assert_eq!(refused, "EMBANK_MEMORY_LIMIT: `much` is not known; write a size such as 512M or 2G");
     }
 
     #[test]

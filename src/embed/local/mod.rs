@@ -54,6 +54,7 @@ pub(crate) use vision::{ImageReference, image_facts, read_image};
 
 use super::{Embedded, Embedder, EmbedderIdentity, Pooling, Precision, TextKind, TokenCounter};
 use crate::error::{BoxError, Error, Result};
+use catalog::WEIGHTS;
 use encoder::Encoder;
 use model_source::ModelSource;
 use model_thread::Engine;
@@ -219,6 +220,15 @@ impl Embedder for LocalEmbedder {
         };
         let texts = texts.iter().map(|text| [prefix, text].concat()).collect();
         self.pipeline()?.embed(texts).await.unwrap_or_else(|| Err(self.stopped()))
+    }
+
+    /// The weights, which are held once, and 32 MiB for the tokenizer and one batch: all-MiniLM-L6-v2, 87 MiB in f32, took
+    /// 117 MB at its peak.
+    fn resident_bytes(&self) -> u64 {
+        // Of a model that is not here yet nothing is known.
+        let weights = std::fs::metadata(self.local.source.files().dir().join(WEIGHTS)).map_or(0, |file| file.len());
+        let held = if self.identity.precision == Precision::F32 { weights } else { weights / 2 };
+        held + (32 << 20)
     }
 }
 

@@ -126,6 +126,35 @@ impl TryFrom<String> for DeviceArg {
     }
 }
 
+/// A number of bytes, as `512M` or `2G`; powers of 1,024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SizeArg(pub u64);
+
+impl FromStr for SizeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size; write a whole number above 0 and a unit: K, M or G");
+        let shift = match text.chars().last() {
+            Some('K') => 10,
+            Some('M') => 20,
+            Some('G') => 30,
+            _ => return Err(wrong()),
+        };
+        let number: u64 = text.get(..text.len() - 1).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;
+        number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl TryFrom<String> for SizeArg {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// A share from 0 to 1.
 pub(super) fn fraction(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -168,6 +197,15 @@ mod tests {
         assert_eq!(["90s", "30m", "1h", "2d"].map(seconds), [Some(90), Some(1800), Some(3600), Some(172_800)]);
         for wrong in ["", "h", "30", "-1h", "0s", "1.5h", "1y", "9999999999999999999d", "5µ"] {
             assert_eq!(seconds(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_a_number_and_a_unit() {
+        let bytes = |text: &str| text.parse().map(|SizeArg(bytes)| bytes).ok();
+        assert_eq!(["4K", "512M", "2G"].map(bytes), [Some(4096), Some(512 << 20), Some(2 << 30)]);
+        for wrong in ["", "M", "512", "-1M", "0G", "1.5G", "1T", "1m", "99999999999999G", "5µ"] {
+            assert_eq!(bytes(wrong), None, "{wrong}");
         }
     }
 
