@@ -102,6 +102,20 @@ impl Bank {
         })
     }
 
+    /// Content and vector of every row of this embedder's cache, sorted by content; a text that stands there twice is here
+    /// twice. In memory: for small banks.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn cached_vectors(&self) -> Pending<'_, Vec<(ContentHash, Vec<f32>)>> {
+        Box::pin(async move {
+            self.cache.refresh().await?;
+            let mut rows = self.cache.rows().await?.try_concat().await?;
+            rows.sort_by(|a, b| a.0.cmp(&b.0));
+            Ok(rows)
+        })
+    }
+
     /// Everything the bank holds for this embedder, in memory. For small banks.
     ///
     /// # Errors

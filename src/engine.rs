@@ -58,7 +58,7 @@ pub struct Bank {
     embedder: Arc<dyn Embedder>,
     pub(crate) embedder_id: EmbedderId,
     pub(crate) embeddings: Embeddings,
-    cache: EmbeddingCache,
+    pub(crate) cache: EmbeddingCache,
     memory: MemoryLimit,
     listener: Listener,
     cancel: Cancel,
@@ -131,7 +131,7 @@ impl Bank {
     fn open_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
         Box::pin(async move {
             let memory = MemoryLimit::new(options.memory_limit, embedder.resident_bytes())?;
-            let store = Store::open(&root, options.store.within(memory), options.clock.clone()).await?;
+            let store = Store::open(&root, options.store.clone().within(memory), options.clock.clone()).await?;
             Self::with_store(store, embedder, memory, options).await
         })
     }
@@ -139,7 +139,7 @@ impl Bank {
     fn open_or_create_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
         Box::pin(async move {
             let memory = MemoryLimit::new(options.memory_limit, embedder.resident_bytes())?;
-            let store = Store::open_or_create(&root, options.store.within(memory), options.clock.clone()).await?;
+            let store = Store::open_or_create(&root, options.store.clone().within(memory), options.clock.clone()).await?;
             Self::with_store(store, embedder, memory, options).await
         })
     }

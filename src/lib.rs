@@ -88,3 +88,5 @@ pub use store::{
     DocumentRow, Durability, FailedChunks, FailureGroup, IndexSpec, QuerySettings, RetryReport, RunRow, StatusCounts,
     StatusRow, StoreOptions, TableSize,
 };
+#[doc(hidden)]
+pub use store::{FaultEffect, Faults};

@@ -56,6 +56,7 @@ impl Reader {
             }
             left = left.saturating_sub(claim.len() as u64);
             tracing::debug!(rows = claim.len(), "claimed");
+            store.fault_point("backfill: claimed").await?;
             let ids: Vec<_> = claim.rows.iter().map(|row| row.id.clone()).collect();
             // After the claim: an ingest writes documents before states, so what is claimed is visible now, or gone.
             let mut passages = knowledge.passages.read(&ids).await?;

@@ -155,7 +155,7 @@ impl Writer {
         // The cache first: from here on no crash makes the embedder see these texts again.
         self.backfill.cache.append(&fresh, self.backfill.store.clock().now()).await?;
         tracing::debug!(texts = fresh.len(), "cached");
-        Ok(())
+        self.backfill.store.fault_point("backfill: cached").await
     }
 
     /// Extends leases that have run for a third of their time: two more attempts fit into the rest.
@@ -185,6 +185,7 @@ impl Writer {
             claim.rows.iter().filter_map(|row| embedding_row(passages.get(&row.id)?, &vectors)).collect();
         self.backfill.embeddings.insert(&rows, &mut self.written.known, now).await?;
         tracing::debug!(rows = rows.len(), "vectors stored");
+        store.fault_point("backfill: vectors stored").await?;
         // Status last: a crash before this line only repeats work.
         let outcome = |row: &StatusRow| outcome(row, passages.get(&row.id), &vectors, &failures);
         let finished = store.status.finish(&self.shared.claimant, &claim, outcome, now).await?;
@@ -192,6 +193,7 @@ impl Writer {
             // Somebody removed or took over some of it, and may have done so before the vectors above were written.
             self.backfill.doubt().await?;
         }
+        store.fault_point("backfill: marked ready").await?;
         store.acknowledge().await?;
         tracing::debug!(finished, "batch committed");
 

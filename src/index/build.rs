@@ -88,6 +88,7 @@ impl Indexing {
         let seed = options.seed.unwrap_or_else(|| u64::from(rand_suffix()));
         let mut record = Record::begin(last + 1, spec, seed, now);
         self.save(&id, &record).await?;
+        self.store.fault_point("build: generation recorded").await?;
 
         let built = match spec {
             Some(spec) => self.embeddings.build_index(&id, &spec, seed, &self.listener, &self.cancel).await,
@@ -101,12 +102,14 @@ impl Indexing {
             }
         };
         tracing::debug!(%id, "built");
+        self.store.fault_point("build: index built").await?;
         record.rows = self.embeddings.count_at(&snapshot).await?;
         record.dataset_version = snapshot.version();
         record.build_seconds = self.store.clock().now().since(now).as_secs_f64();
         record.settings = default_settings(spec.as_ref());
         record.advance(&id, GenerationState::Validating)?;
         self.save(&id, &record).await?;
+        self.store.fault_point("build: built").await?;
         Ok(Built { id, record, snapshot, lease, expected_peak_bytes })
     }
 
@@ -125,6 +128,7 @@ impl Indexing {
         record.error = Some(reason);
         record.advance(id, GenerationState::Failed)?;
         self.save(id, record).await?;
+        self.store.fault_point("build: marked failed").await?;
         self.embeddings.drop_index(id).await
     }
 

@@ -27,7 +27,9 @@ impl Indexing {
             if remove {
                 // The index first: a record without an index would offer a rollback to nothing.
                 self.embeddings.drop_index(&generation.id).await?;
+                self.store.fault_point("garbage: index dropped").await?;
                 self.store.generations.remove(&generation.id).await?;
+                self.store.fault_point("garbage: generation forgotten").await?;
                 removed.push(generation.id);
             }
         }

@@ -68,6 +68,7 @@ impl Indexing {
         let value = value.unwrap_or_default();
         // What the pointer will name is on the medium before the pointer is, and the pointer before we say so.
         self.store.acknowledge().await?;
+        self.store.fault_point("activate: before the pointer moves").await?;
         let now = self.store.clock().now();
         if !self.store.meta.compare_and_set(&self.pointer_key(), expected.as_deref(), &value, now).await? {
             let name = |pointer: Option<Pointer>| {
@@ -76,6 +77,7 @@ impl Indexing {
             return Err(Error::PointerMoved { expected: name(from.cloned()), found: name(self.pointer().await?) });
         }
         tracing::debug!(?to, "pointer moved");
+        self.store.fault_point("activate: pointer moved").await?;
         self.store.acknowledge().await
     }
 }

@@ -99,6 +99,7 @@ impl Indexing {
         tracing::debug!(%id, recall = report.recall, "validated");
         record.advance(&id, GenerationState::Ready)?;
         self.save(&id, &record).await?;
+        self.store.fault_point("validate: passed").await?;
         Ok(Validated { id, kind: record.kind(), rows: record.rows, report, snapshot, lease })
     }
 

@@ -238,6 +238,17 @@ impl EmbeddingCache {
         Ok(found)
     }
 
+    /// Content and vector of every row, streamed in storage order.
+    pub(crate) async fn rows(&self) -> Result<BoxStream<'static, Result<Vec<(ContentHash, Vec<f32>)>>>> {
+        let (name, dimension) = (self.table.name().to_owned(), self.dimension);
+        let batches = self.table.scan(Scan::columns(&["content_hash", schema::VECTOR])).await?;
+        let decoded = batches.and_then(move |batch| {
+            let rows = decode_cached(&name, &batch, dimension);
+            async move { rows }
+        });
+        Ok(decoded.boxed())
+    }
+
     /// Nothing known yet about which texts have a vector.
     pub(crate) fn known(&self) -> KnownKeys {
         KnownKeys::of("content_hash")
@@ -269,6 +280,13 @@ fn decode_rows(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec
     vectors
         .map(|(row, vector)| Ok((ChunkId::from_stored(ids.value(row)), hash_at(&rows, hashes, row)?, vector.to_vec())))
         .collect()
+}
+
+fn decode_cached(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec<(ContentHash, Vec<f32>)>> {
+    let rows = Rows::new(table, batch);
+    let hashes = rows.texts("content_hash")?;
+    let vectors = rows.vectors(schema::VECTOR)?.chunks_exact(dimension).enumerate();
+    vectors.map(|(row, vector)| Ok((hash_at(&rows, hashes, row)?, vector.to_vec()))).collect()
 }
 
 fn decode_vectors(table: &str, batch: &RecordBatch) -> Result<VectorBatch> {

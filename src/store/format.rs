@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::faults::Faults;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
@@ -47,8 +48,9 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 }
 
 /// Makes an empty or missing directory a bank.
-pub(crate) fn create(root: &Path, now: Timestamp) -> Result<()> {
+pub(crate) fn create(root: &Path, now: Timestamp, faults: &Faults) -> Result<()> {
     std::fs::create_dir_all(root).map_err(Error::io("create", root))?;
+    faults.point_now("bank: folder made")?;
     let marker = Marker {
         format: FORMAT,
         created_by: concat!("embank ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -60,7 +62,9 @@ pub(crate) fn create(root: &Path, now: Timestamp) -> Result<()> {
     let text = format!("{:#}\n", serde_json::json!(marker));
     std::fs::write(&draft, text).map_err(Error::io("write", &draft))?;
     std::fs::File::open(&draft).and_then(|file| file.sync_all()).map_err(Error::io("sync", &draft))?;
-    std::fs::rename(&draft, &path).map_err(Error::io("create", path))
+    faults.point_now("bank: marker drafted")?;
+    std::fs::rename(&draft, &path).map_err(Error::io("create", path))?;
+    faults.point_now("bank: marker written")
 }
 
 /// Why a directory without a marker is not a bank: there is nothing, or something else.
@@ -86,7 +90,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("bank");
         assert!(matches!(check(&root), Err(Error::NoBank { .. })));
-        create(&root, Timestamp(0)).unwrap();
+        create(&root, Timestamp(0), &Faults::default()).unwrap();
         check(&root).unwrap();
     }
 

@@ -13,6 +13,7 @@ mod embeddings;
 mod examine;
 mod examine_index;
 mod failures;
+mod faults;
 mod filter;
 mod format;
 mod generations;
@@ -51,6 +52,7 @@ pub(crate) use embeddings::{EmbeddingCache, EmbeddingRow, Embeddings, Snapshot};
 pub(crate) use examine::{CORE, Fact, Inspection, RawDocument, RawState, VectorTable, examinable};
 pub(crate) use examine_index::IndexLook;
 pub use failures::{FailedChunks, FailureGroup, RetryReport};
+pub use faults::{FaultEffect, Faults};
 pub(crate) use filter::Filter;
 pub(crate) use generations::{GenerationRow, Generations};
 pub use index_build::IndexSpec;
@@ -73,6 +75,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, EmbedderId};
 use crate::memory::MemoryLimit;
 use durability::Disk;
+use faults::Connection;
 use rows::Rows;
 use survey::IdDigest;
 use table::{Scan, StoredTable};
@@ -82,7 +85,7 @@ use table::{Scan, StoredTable};
 const IDS_PER_STATEMENT: usize = 8192;
 
 /// How the store behaves; not stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// What an acknowledged write survives.
     pub durability: Durability,
@@ -92,11 +95,19 @@ pub struct StoreOptions {
     /// a million rows opens once small files are merged. Every commit leaves its manifest here as well, which nobody reads
     /// again: a backfill of a million rows fills any size, and was as fast with 8 MiB as with 64.
     pub metadata_cache_bytes: usize,
+    /// For tests of what a crash leaves.
+    #[doc(hidden)]
+    pub faults: Faults,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { durability: Durability::default(), index_cache_bytes: 512 << 20, metadata_cache_bytes: 8 << 20 }
+        Self {
+            durability: Durability::default(),
+            index_cache_bytes: 512 << 20,
+            metadata_cache_bytes: 8 << 20,
+            faults: Faults::default(),
+        }
     }
 }
 
@@ -117,7 +128,7 @@ impl StoreOptions {
 pub(crate) struct Store {
     root: Arc<Path>,
     options: StoreOptions,
-    connection: lancedb::Connection,
+    connection: Connection,
     disk: Disk,
     clock: Clock,
     pub(crate) documents: Documents,
@@ -140,7 +151,7 @@ impl Store {
     /// Opens the bank at `root`, or makes one there if the directory is empty or missing.
     pub(crate) async fn open_or_create(root: &Path, options: StoreOptions, clock: Clock) -> Result<Self> {
         match format::check(root) {
-            Err(Error::NoBank { .. }) => format::create(root, clock.now())?,
+            Err(Error::NoBank { .. }) => format::create(root, clock.now(), &options.faults)?,
             checked => checked?,
         }
         Self::open_tables(root, options, clock).await
@@ -155,7 +166,7 @@ impl Store {
             reason: format!("{} is not valid UTF-8", root.display()),
         })?;
         let failed = |e| Error::Store { action: "open", table: uri.to_owned(), source: Box::new(e) };
-        let connection = lancedb::connect(uri).session(Arc::new(session)).execute().await.map_err(failed)?;
+        let connection = options.faults.connect(uri, Arc::new(session)).await.map_err(failed)?;
         let table = async |name: &str, schema| open_or_create_table(&connection, name, schema).await;
         Ok(Self {
             documents: Documents(table("documents", schema::documents()).await?),
@@ -230,7 +241,13 @@ impl Store {
 
     /// Acknowledges what was written: on return it survives what the durability setting promises.
     pub(crate) async fn acknowledge(&self) -> Result<()> {
+        self.fault_point("acknowledge").await?;
         self.disk.sync().await
+    }
+
+    /// A named place between two commits, where tests let a crash happen.
+    pub(crate) async fn fault_point(&self, name: &'static str) -> Result<()> {
+        self.options.faults.point(name).await
     }
 
     /// Takes the maintenance lease; see [`MaintenanceLease::acquire`].
@@ -241,29 +258,28 @@ impl Store {
     /// All tables, by name.
     pub(crate) async fn table_names(&self) -> Result<Vec<String>> {
         let failed = |e| Error::Store { action: "list", table: self.root.display().to_string(), source: Box::new(e) };
-        self.connection.table_names().execute().await.map_err(failed)
+        self.connection.table_names().await.map_err(failed)
     }
 }
 
-async fn open_table(connection: &lancedb::Connection, name: &str) -> Result<StoredTable> {
-    let opened = connection.open_table(name).execute().await;
+async fn open_table(connection: &Connection, name: &str) -> Result<StoredTable> {
+    let opened = connection.open_table(name).await;
     let failed = |e| Error::Store { action: "open", table: name.to_owned(), source: Box::new(e) };
     Ok(StoredTable::new(name, opened.map_err(failed)?))
 }
 
 async fn open_or_create_table(
-    connection: &lancedb::Connection,
+    connection: &Connection,
     name: &str,
     schema: arrow_schema::SchemaRef,
 ) -> Result<StoredTable> {
     let failed = |action| move |e| Error::Store { action, table: name.to_owned(), source: Box::new(e) };
-    match connection.open_table(name).execute().await {
+    match connection.open_table(name).await {
         Ok(table) => return Ok(StoredTable::new(name, table)),
         Err(lancedb::Error::TableNotFound { .. }) => {}
         Err(error) => return Err(failed("open")(error)),
     }
-    let options = lancedb::table::WriteOptions { lance_write_params: Some(StoredTable::write_params()) };
-    match connection.create_empty_table(name, schema).write_options(options).execute().await {
+    match connection.create_empty_table(name, schema, StoredTable::write_params()).await {
         Ok(table) => Ok(StoredTable::new(name, table)),
         // Another process made it in between.
         Err(lancedb::Error::TableAlreadyExists { .. }) => open_table(connection, name).await,

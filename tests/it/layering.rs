@@ -55,6 +55,7 @@ fn only_the_store_names_the_storage_engine() {
         "lance_table",
         "lance_file",
         "lance_core",
+        "object_store",
         "arrow_array",
         "arrow_schema",
     ] {
