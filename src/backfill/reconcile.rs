@@ -102,8 +102,9 @@ impl Backfill {
         }
         // What is left in `known` has no document.
         let orphans: Vec<_> = known.into_keys().collect();
-        self.embeddings.delete(&orphans).await?;
         self.store.status.delete(&orphans).await?;
+        self.store.fault_point("reconcile: orphaned states removed").await?;
+        self.embeddings.delete(&orphans).await?;
         report.orphans += orphans.len() as u64;
         Ok(())
     }

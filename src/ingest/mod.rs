@@ -170,18 +170,26 @@ impl Ingest {
             return Ok(());
         }
         let now = self.store.clock().now();
-        // Vectors carry the columns that searches filter on: made anew, from the cache, before the documents say so.
-        self.store.delete_embeddings(&batch.refiled).await?;
+        // Vectors carry the columns that searches filter on: made anew, from the cache, before the documents say so. States
+        // before vectors, so that nothing is called ready whose vector is gone.
         self.store.status.delete(&batch.refiled).await?;
+        self.store.fault_point("ingest: states of what moved removed").await?;
+        self.store.delete_embeddings(&batch.refiled).await?;
+        self.store.fault_point("ingest: vectors of what moved removed").await?;
         self.store.documents.upsert(&batch.rows).await?;
         tracing::debug!(rows = batch.rows.len(), "documents stored");
+        self.store.fault_point("ingest: documents stored").await?;
         let pending: Vec<_> = batch.added.into_iter().chain(batch.refiled).collect();
         self.store.status.insert_new(&self.embedder_id, &pending, now).await?;
         tracing::debug!(rows = pending.len(), "marked new");
+        self.store.fault_point("ingest: marked new").await?;
         // Documents last: while they are there, the next run removes the rest.
-        self.store.delete_embeddings(&batch.removed).await?;
         self.store.status.delete(&batch.removed).await?;
+        self.store.fault_point("ingest: states removed").await?;
+        self.store.delete_embeddings(&batch.removed).await?;
+        self.store.fault_point("ingest: vectors removed").await?;
         self.store.documents.delete(&batch.removed).await?;
+        self.store.fault_point("ingest: documents removed").await?;
         self.store.acknowledge().await
     }
 }

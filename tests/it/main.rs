@@ -5,6 +5,7 @@ mod bad_input;
 mod cli;
 mod concurrency;
 mod doctor;
+mod crash_points;
 mod embed_local;
 mod evaluation;
 mod examples;
