@@ -37,6 +37,9 @@ pub(crate) struct EmbeddingRow {
 /// A chunk, its content, and its vector.
 pub(crate) type StoredVector = (ChunkId, ContentHash, Vec<f32>);
 
+/// A text and its vector in the cache.
+pub(crate) type CachedVector = (ContentHash, Vec<f32>);
+
 /// Vectors of consecutive rows.
 #[derive(Clone, Debug)]
 pub(crate) struct VectorBatch {
@@ -239,7 +242,7 @@ impl EmbeddingCache {
     }
 
     /// Content and vector of every row, streamed in storage order.
-    pub(crate) async fn rows(&self) -> Result<BoxStream<'static, Result<Vec<(ContentHash, Vec<f32>)>>>> {
+    pub(crate) async fn rows(&self) -> Result<BoxStream<'static, Result<Vec<CachedVector>>>> {
         let (name, dimension) = (self.table.name().to_owned(), self.dimension);
         let batches = self.table.scan(Scan::columns(&["content_hash", schema::VECTOR])).await?;
         let decoded = batches.and_then(move |batch| {
@@ -282,7 +285,7 @@ fn decode_rows(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec
         .collect()
 }
 
-fn decode_cached(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec<(ContentHash, Vec<f32>)>> {
+fn decode_cached(table: &str, batch: &RecordBatch, dimension: usize) -> Result<Vec<CachedVector>> {
     let rows = Rows::new(table, batch);
     let hashes = rows.texts("content_hash")?;
     let vectors = rows.vectors(schema::VECTOR)?.chunks_exact(dimension).enumerate();
