@@ -111,7 +111,7 @@ impl Doctor {
             return Ok(DoctorReport::new(&found, &found, Vec::new()));
         }
         // Opened anew even beside an open bank, whose tables may be the ones that are gone.
-        let store = Store::open(&self.root, self.store_options, self.clock.clone()).await?;
+        let store = Store::open(&self.root, self.store_options.clone(), self.clock.clone()).await?;
         let lease = store.maintenance_lease("repairing").await?;
         let makes_tables = found.cures().any(|cure| matches!(cure, Cure::MakeTables));
         let mut done: Vec<_> = makes_tables.then(|| "made missing tables".to_owned()).into_iter().collect();
@@ -144,7 +144,7 @@ impl Doctor {
     }
 
     async fn look_once(&self, lease: Held) -> Result<Look> {
-        let inspection = Inspection::open(&self.root, self.store_options).await?;
+        let inspection = Inspection::open(&self.root, self.store_options.clone()).await?;
         let look = Look::new(inspection, self.clock.now(), lease);
         look.through_everything(&self.cancel).await
     }
