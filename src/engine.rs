@@ -139,7 +139,8 @@ impl Bank {
     fn open_or_create_path(root: PathBuf, embedder: Arc<dyn Embedder>, options: BankOptions) -> Pending<'static, Self> {
         Box::pin(async move {
             let memory = MemoryLimit::new(options.memory_limit, embedder.resident_bytes())?;
-            let store = Store::open_or_create(&root, options.store.clone().within(memory), options.clock.clone()).await?;
+            let store =
+                Store::open_or_create(&root, options.store.clone().within(memory), options.clock.clone()).await?;
             Self::with_store(store, embedder, memory, options).await
         })
     }
