@@ -111,7 +111,7 @@ impl Bank {
         Box::pin(async move {
             self.cache.refresh().await?;
             let mut rows = self.cache.rows().await?.try_concat().await?;
-            rows.sort_by(|a, b| a.0.cmp(&b.0));
+            rows.sort_by_key(|row| row.0);
             Ok(rows)
         })
     }
