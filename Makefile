@@ -5,13 +5,15 @@ EMBANK := $(TARGET)/release/embank
 DEMO   := $(TARGET)/demo-bank
 MODEL  := all-minilm-l6-v2
 
-.PHONY: help demo test eval setup build model lint bench-embed bench-pipeline bench-race
+.PHONY: help demo test eval setup build model lint deny fuzz bench-embed bench-pipeline bench-race
 
 help:
 	@echo "make demo   embed dev_data/docs with a real model, build an index, ask three questions"
 	@echo "make test   all tests"
 	@echo "make eval   nDCG@10 and recall@10 on dev_data's judgements"
 	@echo "make lint   format, clippy and rustdoc, as CI does"
+	@echo "make deny   licences, sources and advisories of the dependencies, by deny.toml"
+	@echo "make fuzz   every fuzz target for ten minutes, on stable Rust; SECONDS=60 for less"
 	@echo "make bench-pipeline | bench-embed | bench-race   the tables of docs/benchmarks; the last two fetch rivals from PyPI"
 
 setup:
@@ -45,6 +47,12 @@ lint: setup
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps --lib
+
+deny: setup
+	@scripts/deny.sh
+
+fuzz: setup
+	@scripts/fuzz.sh $(or $(SECONDS),600)
 
 bench-pipeline: build
 	python3 benches/pipeline/run.py --embank $(EMBANK)
