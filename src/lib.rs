@@ -40,7 +40,10 @@
     clippy::print_stderr,
     clippy::dbg_macro
 )]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+#![cfg_attr(
+    any(test, fuzzing),
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 
 mod backfill;
 mod clock;
@@ -52,6 +55,9 @@ mod error;
 pub mod evaluate;
 mod exact;
 mod failure;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod housekeeping;
 mod id;
 mod index;
@@ -61,6 +67,7 @@ mod ledger;
 mod memory;
 pub mod progress;
 mod promise;
+mod regular_file;
 mod sample;
 pub mod schedule;
 mod search;

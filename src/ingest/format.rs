@@ -1,10 +1,10 @@
 //! What kind of file a file is: by its extension, and where that says nothing by a look at its first bytes.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use super::skip::SkipReason;
+use crate::regular_file;
 
 /// Bytes looked at to tell text from binary; the figure that git uses.
 pub(super) const HEAD_BYTES: usize = 8 * 1024;
@@ -76,7 +76,7 @@ pub(super) fn refuse_binary(head: &[u8]) -> Result<(), SkipReason> {
 
 fn read_head(path: &Path) -> io::Result<Vec<u8>> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
-    File::open(path)?.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
+    regular_file::open(path)?.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
     Ok(head)
 }
 

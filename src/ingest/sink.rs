@@ -11,6 +11,7 @@ use super::skip::{SkipReason, Skipped};
 use super::walk::FoundFile;
 use crate::error::Result;
 use crate::id::{ChunkId, ContentHash, DocId};
+use crate::regular_file;
 use crate::store::DocumentRow;
 
 /// A document that is a whole file: its hash is known before it is extracted.
@@ -250,7 +251,7 @@ impl DocumentSink for Count<'_> {
 /// blake3 of the file's bytes, of where it lies below its root, and of the rules that cut it.
 pub(super) fn hash_file(file: &FoundFile, rules: &str) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(std::fs::File::open(&file.path)?)?;
+    hasher.update_reader(regular_file::open(&file.path)?)?;
     Ok(finish_hash(hasher, &file.rel_path, rules))
 }
 

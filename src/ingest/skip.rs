@@ -1,6 +1,6 @@
 //! What was left out of an ingest, and why: a row of the report, never an error of the run.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 
@@ -18,9 +18,19 @@ pub struct Skipped {
 impl fmt::Display for Skipped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.path, self.reason),
-            None => write!(f, "{}: {}", self.path, self.reason),
+            Some(line) => write!(f, "{}:{line}: {}", OneLine(&self.path), OneLine(&self.reason.to_string())),
+            None => write!(f, "{}: {}", OneLine(&self.path), OneLine(&self.reason.to_string())),
         }
+    }
+}
+
+/// A text that a stranger chose, such as a file's name or an id, within a line for people: what would begin another line, or
+/// have a terminal do something, is shown as `�`.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| f.write_char(if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }))
     }
 }
 
@@ -70,6 +80,12 @@ pub enum SkipReason {
         /// The most that is followed.
         limit: u64,
     },
+    /// HTML with a tag of more attributes than any page has.
+    #[error("a tag with more than {limit} attributes")]
+    TooManyAttributes {
+        /// The most that are read.
+        limit: u64,
+    },
     /// A file that is named like an image and is none, or is damaged or too large.
     #[error("bad image: {0}")]
     BadImage(String),
@@ -96,6 +112,12 @@ mod tests {
             serde_json::to_value(&row).unwrap(),
             serde_json::json!({"path": "/d/a.jsonl", "line": 7, "reason": {"kind": "not-utf8", "detail": {"offset": 90}}})
         );
+        let row = Skipped {
+            path: "/d/a\n/d/b\x1b[2J".into(),
+            line: Some(1),
+            reason: SkipReason::DuplicateId("\r\u{9b}x".into()),
+        };
+        assert_eq!(row.to_string(), "/d/a�/d/b�[2J:1: an earlier record of this file has the id ��x");
         let row = Skipped { path: "/d/b".into(), line: None, reason: SkipReason::Empty };
         assert_eq!(row.to_string(), "/d/b: no text in it");
         assert_eq!(serde_json::to_value(&row.reason).unwrap(), serde_json::json!({"kind": "empty"}));

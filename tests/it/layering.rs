@@ -82,6 +82,34 @@ fn only_the_kernels_are_unsafe() {
 }
 
 #[test]
+fn the_command_and_the_fuzz_targets_forbid_unsafe_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let forbids = |text: &str| text.lines().any(|line| line == "#![forbid(unsafe_code)]");
+    assert!(
+        forbids(&std::fs::read_to_string(root.join("src/bin/embank/main.rs")).unwrap()),
+        "the command allows unsafe code"
+    );
+    // Inside the library nothing but the kernels may switch the denial off.
+    for (file, text) in sources("src") {
+        let switches = code(&text).filter(|line| line.contains("unsafe_code")).count();
+        let may = file.starts_with("src/kernels/") || file == "src/lib.rs" || file == "src/bin/embank/main.rs";
+        assert!(switches == 0 || may, "{file} speaks of unsafe_code");
+    }
+    let lib = std::fs::read_to_string(root.join("src/lib.rs")).unwrap();
+    assert!(
+        lib.lines().any(|line| line.starts_with("#![deny(") && line.contains("unsafe_code")),
+        "the library allows unsafe code"
+    );
+    for (file, text) in sources("fuzz/fuzz_targets") {
+        // That one counts memory, which takes an allocator.
+        assert!(
+            forbids(&text) || file.ends_with("/safetensors.rs") || file.ends_with("/quiet.rs"),
+            "{file} allows unsafe code"
+        );
+    }
+}
+
+#[test]
 fn stages_do_not_import_one_another_and_layers_do_not_look_up() {
     let stages = ["ingest", "backfill", "index", "search"];
     let above = ["engine", "schedule", "evaluate", "doctor", "promise"];

@@ -2,6 +2,8 @@
 //!
 //! The only place that reads the environment, prints and draws bars. It knows the library by its public API alone.
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod commands;
 mod interrupt;
@@ -20,7 +22,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::Cli;
-use output::StdoutClosed;
+use output::{StdoutClosed, printable};
 use progress::Display;
 use session::Session;
 use settings::{Environment, Settings};
@@ -92,7 +94,7 @@ fn tell(error: &anyhow::Error) {
     // Without a stderr there is nobody to tell.
     let _ = match error.downcast_ref() {
         Some(embank::Error::Cancelled) => writeln!(stderr, "{}", interrupt::STOPPED),
-        _ => writeln!(stderr, "error: {error:#}"),
+        _ => writeln!(stderr, "error: {}", printable(&format!("{error:#}"))),
     };
     if let Some(hint) = hint(error) {
         let _ = writeln!(stderr, "hint: {hint}");

@@ -2,6 +2,7 @@
 //!
 //! Guarantees: a reader that closes the pipe ends the command quietly, as [`StdoutClosed`]. Must not know: what is printed.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
@@ -38,7 +39,8 @@ impl Output {
 
     /// Prints a value as one line of JSON.
     pub fn json(&self, value: &impl Serialize) -> anyhow::Result<()> {
-        self.line(&to_json(value)?)
+        // As it is: it is for programs, and JSON escapes what would steer a terminal, but for what few terminals follow.
+        self.write(&format!("{}\n", to_json(value)?))
     }
 
     /// Prints a line.
@@ -46,8 +48,12 @@ impl Output {
         self.text(&format!("{line}\n"))
     }
 
-    /// Prints text as it is and makes sure that it is out.
+    /// Prints text and makes sure that it is out; what would have a terminal do something is shown as `�`.
     pub fn text(&self, text: &str) -> anyhow::Result<()> {
+        self.write(&printable(text))
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
         let mut stdout = io::stdout().lock();
         let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
         match written {
@@ -55,6 +61,15 @@ impl Output {
             written => written.context("cannot write to stdout"),
         }
     }
+}
+
+/// Text as a terminal may have it. Names and texts of documents are in it, which may hold what moves the cursor, renames the
+/// window or turns the direction of writing.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let harms = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if text.contains(harms) { text.replace(harms, "\u{fffd}").into() } else { text.into() }
 }
 
 /// A value as one line of JSON.
@@ -73,13 +88,16 @@ pub enum Align {
 pub fn table<const N: usize>(columns: [(&str, Align); N], rows: &[[String; N]]) -> String {
     let headings = columns.map(|(heading, _)| heading.to_owned());
     let mut widths = [0; N];
-    for row in std::iter::once(&headings).chain(rows) {
+    // A cell is one line, whatever is in it.
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| cell.replace(['\n', '\t'], " "))).collect();
+    for row in std::iter::once(&headings).chain(&rows) {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
     }
     let mut text = String::new();
-    for row in std::iter::once(&headings).chain(rows) {
+    for row in std::iter::once(&headings).chain(&rows) {
         let mut line = String::new();
         for ((cell, width), (_, align)) in row.iter().zip(widths).zip(columns) {
             // Writing to a String cannot fail.
@@ -106,6 +124,14 @@ pub fn seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_steer_a_terminal_is_shown_and_not_done() {
+        assert_eq!(printable("bees\n\tand 蜂 🐝"), "bees\n\tand 蜂 🐝");
+        assert_eq!(printable("\x1b]0;x\x07\x1b[2J\r\u{9b}1m\u{202e}dm."), "�]0;x��[2J��1m�dm.");
+        let text = table([("name", Align::Left)], &[["a\nerror: b".to_owned()]]);
+        assert_eq!(text, "name\na error: b\n");
+    }
 
     #[test]
     fn columns_line_up_whatever_is_in_them() {

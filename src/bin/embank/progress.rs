@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use embank::progress::{Listener, Progress, Stage};
 use indicatif::{HumanBytes, HumanCount, HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
+use crate::output::printable;
+
 /// How often a stage writes a line where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -61,7 +63,7 @@ impl Display {
     pub fn say(&self, line: &str) {
         // Without a stderr there is nobody to tell.
         self.0.bars.suspend(|| {
-            let _ = writeln!(io::stderr(), "{line}");
+            let _ = writeln!(io::stderr(), "{}", printable(line));
         });
     }
 

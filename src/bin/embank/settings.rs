@@ -4,6 +4,7 @@
 //! are relative to the file. Must not know: what the settings do.
 
 use std::ffi::OsString;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -18,6 +19,9 @@ use crate::remote::RemoteTable;
 
 /// The settings file's name.
 const FILE: &str = "embank.toml";
+
+/// The longest settings file that is read: a thousand times an ordinary one.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What an embedder's name begins with if it is a model's folder.
 const FOLDER_SCHEME: &str = "path:";
@@ -243,7 +247,7 @@ impl File {
     /// The file in `dir`, if there is one.
     fn read(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(FILE);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_short(&path) {
             Ok(text) => text,
             Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
                 return Ok(None);
@@ -274,6 +278,19 @@ impl File {
         }
         Ok(file)
     }
+}
+
+/// The text of a regular file of at most [`MAX_FILE_BYTES`]: a pipe in its place would have the command wait for ever.
+fn read_short(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(text)
 }
 
 fn refuse(path: &Path, reason: String) -> Error {
@@ -386,6 +403,27 @@ mod tests {
             let error = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap_err();
             assert!(matches!(error, Error::InvalidSetting { .. }));
             assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_or_endless_is_refused_at_once() {
+        let refusal = |dir: &tempfile::TempDir| {
+            let error = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap_err();
+            std::error::Error::source(&error).unwrap().to_string()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(FILE)).unwrap();
+        assert_eq!(refusal(&dir), "not a regular file");
+        let endless = with_file("");
+        std::fs::File::options().write(true).open(endless.path().join(FILE)).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(refusal(&endless), "longer than 1048576 bytes");
+        #[cfg(unix)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let made = std::process::Command::new("mkfifo").arg(dir.path().join(FILE)).status().unwrap();
+            assert!(made.success());
+            assert_eq!(refusal(&dir), "not a regular file");
         }
     }
 

@@ -12,9 +12,13 @@ use sha2::{Digest, Sha256};
 use super::catalog::{CONFIG, TOKENIZER, WEIGHTS};
 use crate::error::{Error, Result};
 use crate::id::hex;
+use crate::regular_file;
 
 /// Bytes hashed or copied at a time.
 pub(crate) const BLOCK_BYTES: usize = 1 << 20;
+
+/// The most of a file other than the weights.
+pub(super) const MAX_SMALL_BYTES: u64 = super::tokenizer::MAX_BYTES;
 
 /// The files of one model on this machine.
 #[derive(Clone, Debug)]
@@ -53,7 +57,7 @@ impl ModelFiles {
     /// The content of a small file; and its path, for what is said about it later.
     pub(crate) fn read(&self, file: &str) -> Result<(PathBuf, Vec<u8>)> {
         let path = self.path(file);
-        let content = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let content = regular_file::read(&path, MAX_SMALL_BYTES).map_err(Error::io("read", &path))?;
         Ok((path, content))
     }
 

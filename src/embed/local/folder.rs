@@ -13,8 +13,10 @@ use serde_json::Value;
 
 use super::catalog::{CONFIG, KnownModel, TOKENIZER, WEIGHTS};
 use super::config::BertConfig;
+use super::files::MAX_SMALL_BYTES;
 use crate::embed::Pooling;
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// What a folder says about its model.
 #[derive(Clone, Debug, PartialEq)]
@@ -255,7 +257,7 @@ fn refuse(path: &Path, reason: String) -> Error {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(Error::io("read", path))
+    regular_file::read(path, MAX_SMALL_BYTES).map_err(Error::io("read", path))
 }
 
 /// The content of a JSON file; `None` where there is no such file.

@@ -13,6 +13,8 @@ mod encoder;
 mod files;
 mod folder;
 mod fused;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod listing;
 mod model_source;
 mod model_thread;
@@ -30,6 +32,7 @@ mod stock;
 mod tiny;
 mod token_file;
 mod tokenize;
+mod tokenizer;
 mod usage;
 mod vision;
 mod weights;

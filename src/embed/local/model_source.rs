@@ -10,13 +10,14 @@ use super::catalog::{self, CONFIG, KnownModel, Pins, TOKENIZER, WEIGHTS};
 use super::checksums::{Checksums, OnChange};
 use super::config::BertConfig;
 use super::encoder::{Encoder, Processor};
-use super::files::{ModelFiles, check_sha256};
+use super::files::{MAX_SMALL_BYTES, ModelFiles, check_sha256};
 use super::folder::ModelFolder;
 use super::safetensors::Safetensors;
 use super::tokenize::Tokens;
 use super::weights;
 use crate::embed::{EmbedderIdentity, Pooling, Precision};
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// Says that what follows is a folder, where it could be taken for a name.
 const PATH_SCHEME: &str = "path:";
@@ -181,7 +182,7 @@ pub(super) fn check_plausible(model: &KnownModel, file: &str, path: &Path) -> Re
             .map(drop)
             .map_err(|e| refuse("not a safetensors file, or a damaged one", Some(e)));
     }
-    let json = std::fs::read(path).map_err(Error::io("read", path))?;
+    let json = regular_file::read(path, MAX_SMALL_BYTES).map_err(Error::io("read", path))?;
     if file == CONFIG {
         let config = BertConfig::parse(path, &json)?;
         let fits = config.hidden_size == model.dimension && config.max_tokens() >= model.max_tokens;

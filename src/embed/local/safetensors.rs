@@ -1,28 +1,38 @@
 //! Reading tensors out of a safetensors file, one at a time.
 //!
-//! Guarantees: the header is believed only where it fits the file, so a damaged one costs an error and no memory; a tensor
-//! is read into memory of its own and the file is never mapped, so that a loaded model does not count its weights twice.
+//! Guarantees: the header is believed only where it fits the file; reading it takes no more memory than the file has bytes, or
+//! 8 MiB, whatever is in it; a tensor is read into memory of its own and the file is never mapped, so that a loaded model does
+//! not count its weights twice.
 //! Must not know: what the tensors are for.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use burn::tensor::{bf16, f16};
-use serde::Deserialize;
+use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::error::BoxError;
+use crate::regular_file;
 
 /// The largest header of the format, as its specification has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// A header in memory, text and table, takes less than this many times its length.
+const HEADER_GROWTH: u64 = 8;
+/// A header up to this length, which is ten thousand tensors, needs no data beside it.
+const SMALL_HEADER_BYTES: u64 = 1 << 20;
+/// Dimensions of a tensor. Encoders have four at most.
+const MAX_DIMENSIONS: usize = 8;
 /// The largest piece that is converted at a time; a multiple of every number's size.
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// An open file and where its tensors are.
 pub(super) struct Safetensors {
     file: File,
-    tensors: HashMap<String, Entry>,
+    tensors: BTreeMap<Box<str>, Entry>,
     /// Where the data starts in the file.
     data_start: u64,
     block: Vec<u8>,
@@ -31,10 +41,17 @@ pub(super) struct Safetensors {
 /// One tensor of the header.
 #[derive(Debug, Deserialize)]
 struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
+    dtype: Box<str>,
+    shape: Shape,
     data_offsets: [u64; 2],
 }
+
+/// A tensor's dimensions.
+#[derive(Debug)]
+struct Shape(Box<[usize]>);
+
+/// The header: tensors by name.
+struct Header(BTreeMap<Box<str>, Entry>);
 
 /// Why a tensor cannot be had; completes the sentence "tensor x …".
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +71,16 @@ pub(super) enum TensorDefect {
 enum HeaderDefect {
     #[error("its header is longer than the file or than the format allows")]
     Length,
+    #[error("its header is most of the file, which has no room for the tensors")]
+    Bare,
     #[error("tensor {0} lies outside the file or does not fill its place")]
-    Place(String),
+    Place(Box<str>),
 }
 
 impl Safetensors {
     /// Opens a file and checks its header.
     pub(super) fn open(path: &Path) -> Result<Self, BoxError> {
-        let mut file = File::open(path)?;
+        let mut file = regular_file::open(path)?;
         let file_bytes = file.metadata()?.len();
         let mut length = [0; 8];
         file.read_exact(&mut length)?;
@@ -69,21 +88,23 @@ impl Safetensors {
         if length > MAX_HEADER_BYTES || length > file_bytes.saturating_sub(8) {
             return Err(HeaderDefect::Length.into());
         }
-        // At most the file's own size, as was just checked.
+        if length > SMALL_HEADER_BYTES && length > file_bytes / HEADER_GROWTH {
+            return Err(HeaderDefect::Bare.into());
+        }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header)?;
-        let mut entries: HashMap<String, serde_json::Value> = serde_json::from_slice(&header)?;
-        entries.remove("__metadata__");
+        let Header(tensors) = serde_json::from_slice(&header)?;
         let data_start = 8 + length;
-        let mut tensors = HashMap::with_capacity(entries.len());
-        for (name, entry) in entries {
-            let entry: Entry = serde_json::from_value(entry)?;
-            if !entry.fits(file_bytes - data_start) {
-                return Err(HeaderDefect::Place(name).into());
-            }
-            tensors.insert(name, entry);
+        if let Some((name, _)) = tensors.iter().find(|(_, entry)| !entry.fits(file_bytes - data_start)) {
+            return Err(HeaderDefect::Place(name.clone()).into());
         }
         Ok(Self { file, tensors, data_start, block: Vec::new() })
+    }
+
+    /// Names and shapes of the tensors.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.tensors.iter().map(|(name, entry)| (name.to_string(), entry.shape.0.to_vec())).collect()
     }
 
     /// Whether there is a tensor of this name.
@@ -98,10 +119,10 @@ impl Safetensors {
 
     fn find(&self, name: &str, shape: &[usize]) -> Result<(Number, [u64; 2]), TensorDefect> {
         let entry = self.tensors.get(name).ok_or(TensorDefect::Missing)?;
-        if entry.shape != shape {
-            return Err(TensorDefect::Shape { found: by(&entry.shape), expected: by(shape) });
+        if *entry.shape.0 != *shape {
+            return Err(TensorDefect::Shape { found: by(&entry.shape.0), expected: by(shape) });
         }
-        let number = Number::of(&entry.dtype).ok_or_else(|| TensorDefect::Numbers(entry.dtype.clone()))?;
+        let number = Number::of(&entry.dtype).ok_or_else(|| TensorDefect::Numbers(entry.dtype.to_string()))?;
         Ok((number, entry.data_offsets))
     }
 
@@ -112,7 +133,9 @@ impl Safetensors {
         let mut numbers = Vec::with_capacity(shape.iter().product());
         // Below the file's size, as was checked when it was opened.
         let mut left = (end - start) as usize;
-        self.block.resize(BLOCK_BYTES, 0);
+        if self.block.len() < left {
+            self.block.resize(left.min(BLOCK_BYTES), 0);
+        }
         while left > 0 {
             let Some(block) = self.block.get_mut(..left.min(BLOCK_BYTES)) else { break };
             self.file.read_exact(block).map_err(TensorDefect::Unreadable)?;
@@ -132,8 +155,64 @@ impl Entry {
             // Not read, so of no concern: position ids, say, are of 64-bit integers.
             return true;
         };
-        let promised = self.shape.iter().try_fold(number.bytes(), |product, &n| product.checked_mul(n as u64));
+        let promised = self.shape.0.iter().try_fold(number.bytes(), |product, &n| product.checked_mul(n as u64));
         promised == Some(bytes)
+    }
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// Keeps what is needed and nothing else: as a tree of JSON values a header would take thirty times its length.
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the header of a safetensors file")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Header, A::Error> {
+        let mut tensors = BTreeMap::new();
+        while let Some(name) = entries.next_key::<Box<str>>()? {
+            if &*name == "__metadata__" {
+                entries.next_value::<IgnoredAny>()?;
+            } else if let Some(_before) = tensors.insert(name, entries.next_value()?) {
+                return Err(de::Error::custom("a tensor is there twice"));
+            }
+        }
+        Ok(Header(tensors))
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up to {MAX_DIMENSIONS} dimensions")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut dimensions: A) -> Result<Shape, A::Error> {
+        let mut shape = Vec::new();
+        while let Some(dimension) = dimensions.next_element()? {
+            if shape.len() == MAX_DIMENSIONS {
+                return Err(de::Error::invalid_length(MAX_DIMENSIONS + 1, &self));
+            }
+            shape.push(dimension);
+        }
+        Ok(Shape(shape.into()))
     }
 }
 
@@ -244,5 +323,26 @@ mod tests {
         }
         let right = place(r#"{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}"#);
         assert!(Safetensors::open(right.path()).is_ok());
+    }
+
+    #[test]
+    fn a_header_that_would_grow_in_memory_is_refused_before_it_does() {
+        let refusal =
+            |header: &str, data: &[u8]| Safetensors::open(file(header, data).path()).map(drop).unwrap_err().to_string();
+        let endless =
+            format!(r#"{{"a": {{"dtype": "F32", "shape": [{}0], "data_offsets": [0, 0]}}}}"#, "0,".repeat(100));
+        assert!(refusal(&endless, &[]).contains("up to 8 dimensions"));
+        let entry = r#"{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}"#;
+        let twice = format!(r#"{{"a": {entry}, "a": {entry}}}"#);
+        assert!(refusal(&twice, &[]).contains("there twice"));
+        let many: Vec<String> = (0..20_000).map(|n| format!(r#""{n}": {entry}"#)).collect();
+        let many = format!("{{{}}}", many.join(","));
+        assert!(many.len() as u64 > SMALL_HEADER_BYTES);
+        assert!(refusal(&many, &[]).contains("no room for the tensors"));
+        // With as much data as so many tensors would have, it is a model.
+        assert!(Safetensors::open(file(&many, &vec![0; many.len() * HEADER_GROWTH as usize]).path()).is_ok());
+        let mut claims = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut claims, &(1_u64 << 60).to_le_bytes()).unwrap();
+        assert!(Safetensors::open(claims.path()).is_err());
     }
 }

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use tokenizers::Tokenizer;
-
+use super::tokenizer::{GuardedTokenizer, MAX_BYTES};
 use crate::embed::TokenCounter;
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// Counts tokens as a model's published tokenizer does.
 #[derive(Clone, Debug)]
-pub struct TokenizerFile(Tokenizer);
+pub struct TokenizerFile(GuardedTokenizer);
 
 impl TokenizerFile {
     /// Reads a `tokenizer.json`; its own truncation and padding are ignored.
@@ -18,23 +18,19 @@ impl TokenizerFile {
     /// [`Error::Io`]; [`Error::ModelFormat`] for what is not a tokenizer that this release can read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let json = std::fs::read(path).map_err(Error::io("read", path))?;
+        let json = regular_file::read(path, MAX_BYTES).map_err(Error::io("read", path))?;
         let refuse = |source| Error::ModelFormat {
             path: path.to_owned(),
             reason: "not a tokenizer that this release can read".into(),
             source: Some(source),
         };
-        let mut tokenizer = Tokenizer::from_bytes(&json).map_err(refuse)?;
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(refuse)?;
-        Ok(Self(tokenizer))
+        GuardedTokenizer::parse(&json).map(Self).map_err(refuse)
     }
 }
 
 impl TokenCounter for TokenizerFile {
     fn count_tokens(&self, text: &str) -> usize {
-        // The fallback is an upper bound: no token is shorter than a byte.
-        self.0.encode_fast(text, false).map_or(text.len(), |encoding| encoding.len())
+        self.0.count(text)
     }
 
     /// Without bound: a window belongs to a model, not to its tokenizer.

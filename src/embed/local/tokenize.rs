@@ -5,15 +5,14 @@
 
 use std::path::Path;
 
-use tokenizers::Tokenizer;
-
+use super::tokenizer::{GuardedTokenizer, Special};
 use crate::embed::{EmbedderIdentity, TokenCounter};
 use crate::error::{Error, Result};
 
 /// A model's tokenizer, ready to use; shared between threads.
 pub(super) struct Tokens {
     embedder: String,
-    tokenizer: Tokenizer,
+    tokenizer: GuardedTokenizer,
     /// Special tokens before and after a text: `[CLS]`, `[SEP]` in BERT.
     before: Vec<u32>,
     after: Vec<u32>,
@@ -35,14 +34,11 @@ impl Tokens {
     /// Reads a `tokenizer.json`; `path` is only for what is said about it.
     pub(super) fn parse(path: &Path, json: &[u8], identity: &EmbedderIdentity) -> Result<Self> {
         let refuse = |reason: &str, source| Error::ModelFormat { path: path.to_owned(), reason: reason.into(), source };
-        let mut tokenizer =
-            Tokenizer::from_bytes(json).map_err(|e| refuse("not a tokenizer that this release can read", Some(e)))?;
-        // all-MiniLM-L6-v2's file fixes both at 128 tokens, half of what the model was trained with.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| refuse("its truncation cannot be switched off", Some(e)))?;
+        let tokenizer =
+            GuardedTokenizer::parse(json).map_err(|e| refuse("not a tokenizer that this release can read", Some(e)))?;
 
         // Any text shows where the special tokens go: the mask is 1 on them.
-        let framed = tokenizer.encode_fast("a", true).map_err(|e| refuse("it cannot tokenize", Some(e)))?;
+        let framed = tokenizer.encode("a", Special::Added).map_err(|e| refuse("it cannot tokenize", Some(e)))?;
         let is_special = |mask: &&u32| **mask == 1;
         let mask = framed.get_special_tokens_mask();
         let leading = mask.iter().take_while(is_special).count();
@@ -68,7 +64,7 @@ impl Tokens {
 
     /// Tokenizes texts that already have their prefix, one answer each, in order. Uses all cores.
     pub(super) fn encode(&self, texts: Vec<String>) -> Result<Vec<TokenizedText>> {
-        let encodings = self.tokenizer.encode_batch_fast(texts, false).map_err(|e| Error::TextRefused {
+        let encodings = self.tokenizer.encode_all(texts).map_err(|e| Error::TextRefused {
             embedder: self.embedder.clone(),
             reason: "its tokenizer failed".into(),
             source: Some(e),
@@ -78,7 +74,7 @@ impl Tokens {
 
     /// Whether upper and lower case are the same to it.
     pub(super) fn ignore_case(&self) -> bool {
-        let ids = |text| self.tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec());
+        let ids = |text| self.tokenizer.encode(text, Special::LeftOut).map(|encoding| encoding.get_ids().to_vec());
         matches!((ids("Water IN the Well"), ids("water in the well")), (Ok(mixed), Ok(lower)) if mixed == lower)
     }
 
@@ -90,8 +86,7 @@ impl Tokens {
 
 impl TokenCounter for Tokens {
     fn count_tokens(&self, text: &str) -> usize {
-        // The fallback is an upper bound: no token is shorter than a byte.
-        self.tokenizer.encode_fast(text, false).map_or(text.len(), |encoding| encoding.len())
+        self.tokenizer.count(text)
     }
 
     fn max_text_tokens(&self) -> usize {

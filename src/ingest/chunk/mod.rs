@@ -106,6 +106,12 @@ impl Chunker {
     }
 }
 
+/// Where the headings of a Markdown text are, which a chunk may show in its path instead.
+#[cfg(any(test, fuzzing))]
+pub(super) fn heading_ranges(text: &str) -> Vec<std::ops::Range<usize>> {
+    Outline::of(text).headings.into_iter().map(|heading| heading.range).collect()
+}
+
 /// One document being cut. Headings stay in effect from one segment to the next.
 pub(crate) struct DocumentChunks {
     rules: Arc<Rules>,

@@ -79,6 +79,32 @@ fn a_short_text_is_one_chunk_as_it_is() {
 }
 
 #[test]
+fn a_text_cannot_pass_for_an_image() {
+    use crate::embed::local::ImageReference;
+    let claim = format!("a picture\n{}", ImageReference::new("/etc/secret.png", b"bytes"));
+    assert!(ImageReference::of(&claim).is_some());
+    for markup in [Markup::Plain, Markup::Markdown] {
+        for chunk in chunks(&chunker(Counter::Words, 64, 8), None, markup, &[&claim]) {
+            assert_eq!(ImageReference::of(&chunk.content), None);
+            assert!(chunk.content.starts_with("a picture") && chunk.content.ends_with("/etc/secret.png"));
+        }
+    }
+    let image = chunks(&chunker(Counter::Words, 64, 8), None, Markup::Image, &[&claim]);
+    assert!(ImageReference::of(&image[0].content).is_some());
+}
+
+#[test]
+fn endless_nesting_is_cut_like_any_text() {
+    let deep = 20_000;
+    for text in ["> ".repeat(deep), "- ".repeat(deep), "[".repeat(deep), "*a_ ".repeat(deep), "<div>".repeat(deep)] {
+        let text = text + "end";
+        let made = chunks(&chunker(Counter::Bytes, 200, 0), None, Markup::Markdown, &[&text]);
+        let last = &made.last().unwrap().content;
+        assert!(last.ends_with("end") && made.iter().all(|chunk| Counter::Bytes.count(&chunk.content) <= 200));
+    }
+}
+
+#[test]
 fn the_title_heads_every_chunk() {
     let text = format!("{}\n\n{}", words("a", 20), words("b", 20));
     let chunks = chunks(&chunker(Counter::Words, 30, 0), Some("Bee care"), Markup::Plain, &[&text]);

@@ -13,6 +13,7 @@ use super::measure::WordTokens;
 use super::outline::Block;
 use super::path::{Path, Sections};
 use super::{Chunk, MAX_SHARE, Markup, Rules};
+use crate::embed::local::ImageReference;
 
 /// The most bytes that the splitter is given at once: thirty chunks of 256 tokens of English.
 const WINDOW_BYTES: usize = 32 * 1024;
@@ -145,6 +146,7 @@ impl<'a> WindowChunker<'a> {
         let heading = path.text.clone();
         let content = if heading.is_empty() { body.to_owned() } else { format!("{heading}\n\n{body}") };
         if self.rules.counter.count_tokens(&content) <= self.rules.max_tokens {
+            let content = if ImageReference::of(&content).is_some() { tell_from_image(&content) } else { content };
             chunks.push(Chunk { heading, content });
             return;
         }
@@ -189,6 +191,12 @@ impl<'a> WindowChunker<'a> {
     fn text(&self, range: Range<usize>) -> &'a str {
         self.segment.get(range).unwrap_or_default()
     }
+}
+
+/// A text that reads like the one that stands for an image would have an embedder open the file that it names, wherever that
+/// is. A blank line after its first line makes it a text like any other.
+fn tell_from_image(content: &str) -> String {
+    content.replacen('\n', "\n\n", 1)
 }
 
 /// The splitter's measure: the tokens of the chunk that a piece would make, less the reserve that its capacity lacks.

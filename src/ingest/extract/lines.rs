@@ -7,6 +7,7 @@ use std::path::Path;
 use super::super::format::refuse_binary;
 use super::super::skip::SkipReason;
 use super::{BYTE_ORDER_MARK, unreadable};
+use crate::regular_file;
 
 /// The longest line or record that is read: some eight thousand pages of text.
 pub(super) const MAX_RECORD_BYTES: usize = 16 << 20;
@@ -39,7 +40,7 @@ impl Lines {
     /// Opens a file and refuses it where its beginning is binary. A byte order mark is passed over.
     pub(super) fn open(path: &Path) -> Result<Self, SkipReason> {
         let open = || -> io::Result<(BufReader<File>, Vec<u8>)> {
-            let mut reader = BufReader::with_capacity(64 * 1024, File::open(path)?);
+            let mut reader = BufReader::with_capacity(64 * 1024, regular_file::open(path)?);
             let head = reader.fill_buf()?.to_vec();
             Ok((reader, head))
         };

@@ -8,6 +8,7 @@ use super::super::cut::cut_at;
 use super::super::format::refuse_binary;
 use super::super::skip::SkipReason;
 use super::{BYTE_ORDER_MARK, Markup, unreadable};
+use crate::regular_file;
 
 /// Files up to this length come in one piece, so that where a piece ends cannot matter to any ordinary document.
 const WHOLE_BYTES: usize = 4 << 20;
@@ -29,7 +30,7 @@ pub(super) struct Segments {
 impl Segments {
     /// Opens a file, reads its beginning and refuses it where that is binary.
     pub(super) fn open(path: &Path, markup: Markup) -> Result<Self, SkipReason> {
-        let file = File::open(path).map_err(|error| unreadable(&error))?;
+        let file = regular_file::open(path).map_err(|error| unreadable(&error))?;
         let mut segments = Self { file, markup, buffer: Vec::new(), offset: 0, at_end: false, failed: false };
         segments.fill(WHOLE_BYTES).map_err(|error| unreadable(&error))?;
         refuse_binary(&segments.buffer)?;

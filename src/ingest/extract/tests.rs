@@ -414,3 +414,51 @@ fn an_error_of_the_sink_stops_the_file() {
         assert_eq!(sink.0, 2, "{name}");
     }
 }
+
+#[test]
+fn endless_nesting_costs_the_file_or_the_line_and_no_stack() {
+    let deep = 100_000;
+    let nested = |open: &str, inner: &str, close: &str| open.repeat(deep) + inner + &close.repeat(deep);
+    let dotted = vec!["a"; deep].join(".");
+    for matter in [
+        format!("---\na: {}\n---\ntext", nested("[", "", "]")),
+        format!("---\na: {}\n---\ntext", nested("{a: ", "1", "}")),
+        format!("---\na:\n  {}x\n---\ntext", "- ".repeat(deep)),
+        format!("+++\na = {}\n+++\ntext", nested("[", "", "]")),
+        format!("+++\na = {}\n+++\ntext", nested("{a=", "1", "}")),
+        format!("+++\n{dotted} = 1\n+++\ntext"),
+        format!("+++\n[{dotted}]\nx = 1\n+++\ntext"),
+    ] {
+        let sink = extracted("a.md", &matter);
+        assert!(matches!(sink.skipped.as_slice(), [(Some(1), SkipReason::BadFrontMatter(_))]), "{:?}", sink.skipped);
+        assert_eq!(sink.documents.len(), 1, "ingested as text");
+    }
+    let lines = format!(
+        "{{\"text\": \"x\", \"a\": {}}}\n{{\"text\": \"y\"}}\n{{\"text\": \"z\", \"a\": {}}}\n",
+        nested("[", "", "]"),
+        nested("{\"a\":", "1", "}")
+    );
+    let sink = extracted("a.jsonl", &lines);
+    assert_eq!(records(&sink).iter().map(|record| record.1).collect::<Vec<_>>(), ["y"]);
+    assert!(matches!(
+        sink.skipped.as_slice(),
+        [(Some(1), SkipReason::BadRecord(_)), (Some(3), SkipReason::BadRecord(_))]
+    ));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_file_that_becomes_a_pipe_after_it_was_found_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a.txt", "a.md", "a.html", "a.jsonl", "a.csv", "a.png"] {
+        let path = dir.path().join(name);
+        fs::write(&path, "text").unwrap();
+        let file = found(dir.path(), name);
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let mut sink = Collected::default();
+        extract(&file, name, &RecordFields::default(), &mut sink).unwrap();
+        let refused = SkipReason::Unreadable("not a regular file".into());
+        assert_eq!((sink.documents.len(), sink.skipped), (0, vec![(None, refused)]), "{name}");
+    }
+}

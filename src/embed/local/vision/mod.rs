@@ -7,6 +7,8 @@
 mod blocks;
 mod clip;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod picture;
 mod positions;
 mod preprocess;
@@ -17,7 +19,6 @@ mod tests;
 mod towers;
 mod weights;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,12 +33,13 @@ pub(crate) use reference::ImageReference;
 
 use super::catalog::{CONFIG, TOKENIZER, WEIGHTS};
 use super::checksums::{Checksums, OnChange};
-use super::files;
+use super::files::{self, MAX_SMALL_BYTES};
 use super::tokenize::{TokenizedText, Tokens};
 use crate::embed::{Embedded, EmbedderIdentity, Pooling, Precision};
 use crate::error::{Error, Result};
 use crate::id::hex;
 use crate::kernels::{Cpu, Number};
+use crate::regular_file;
 use config::VisionConfig;
 use picture::Picture;
 use preprocess::Preprocessor;
@@ -103,7 +105,7 @@ impl LocalImageEmbedder {
         let weights = require_weights(&folder)?;
         let read = |name: &str| {
             let path = require(&folder, name)?;
-            let content = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            let content = regular_file::read(&path, MAX_SMALL_BYTES).map_err(Error::io("read", &path))?;
             Ok::<_, Error>((path, content))
         };
         let (config_path, json) = read(CONFIG)?;
@@ -290,7 +292,7 @@ impl std::fmt::Debug for LocalImageEmbedder {
 
 /// The bytes of an image file, unless it is too large.
 pub(crate) fn read_image(path: &Path) -> Result<Vec<u8>, ImageDefect> {
-    let file = File::open(path).map_err(ImageDefect::Unreadable)?;
+    let file = regular_file::open(path).map_err(ImageDefect::Unreadable)?;
     let mut bytes = Vec::new();
     // One byte more than is allowed shows that there is more, however the file's size is stated.
     file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes).map_err(ImageDefect::Unreadable)?;

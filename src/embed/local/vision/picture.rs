@@ -14,7 +14,7 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, RgbImage};
+use image::{DynamicImage, ImageDecoder, Limits, RgbImage};
 use zune_core::bytestream::ZCursor;
 use zune_core::options::DecoderOptions;
 use zune_png::PngDecoder;
@@ -197,7 +197,15 @@ impl<'a> Opened<'a> {
             }
             ImageFormat::Jpeg => Self::Jpeg(JpegDecoder::new(Cursor::new(bytes)).map_err(|e| damaged(e.into()))?),
             ImageFormat::WebP => Self::WebP(WebPDecoder::new(Cursor::new(bytes)).map_err(|e| damaged(e.into()))?),
-            ImageFormat::Gif => Self::Gif(GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged(e.into()))?),
+            ImageFormat::Gif => {
+                let mut decoder = GifDecoder::new(Cursor::new(bytes)).map_err(|e| damaged(e.into()))?;
+                let (width, height) = decoder.dimensions();
+                let mut limits = Limits::no_limits();
+                // A frame states a size of its own, which may be any, and is decoded whole before it is cut to the picture.
+                limits.max_alloc = Some((u64::from(width) * u64::from(height)).max(LARGE_PIXELS) * 4);
+                decoder.set_limits(limits).map_err(|e| damaged(e.into()))?;
+                Self::Gif(decoder)
+            }
         };
         let [width, height] = opened.size().map(u64::from);
         match width * height {

@@ -338,3 +338,17 @@ fn an_unloaded_model_is_loaded_again_when_it_is_needed() {
     assert!(embedder.inner.towers.lock().unwrap().is_none());
     assert_eq!(embedder.embed_texts(&texts).unwrap(), before);
 }
+
+/// Found by the fuzzer: 239 bytes that took seven gigabytes.
+#[test]
+fn a_gif_whose_frame_is_larger_than_its_picture_takes_no_more_memory_than_a_picture() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/image");
+    let bytes = std::fs::read(corpus.join("frame-larger-than-the-picture.gif")).unwrap();
+    // The frame states 41,128 x 41,376 pixels, the picture 60 x 47.
+    match picture::decode(&bytes) {
+        Err(ImageDefect::Damaged { source: Some(source), .. }) => {
+            assert_eq!(source.to_string(), "Memory limit exceeded");
+        }
+        other => panic!("{:?}", other.map(|picture| (picture.width, picture.height))),
+    }
+}
