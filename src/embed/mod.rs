@@ -8,6 +8,8 @@ mod batching;
 mod conformance;
 mod estimate;
 mod fake;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod identity;
 pub(crate) mod local;
 pub mod remote;

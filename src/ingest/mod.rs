@@ -8,6 +8,8 @@ mod chunk;
 mod cut;
 mod extract;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod known;
 mod plan;
 mod sink;

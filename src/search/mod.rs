@@ -4,6 +4,8 @@
 //! searched with the settings that were validated. Must not know: how indexes are built, how documents are read.
 
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod snippet;
 
 use std::sync::Arc;

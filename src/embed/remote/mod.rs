@@ -15,6 +15,8 @@ mod call;
 mod endpoint;
 mod exchange;
 mod floats;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod host;
 mod kept;
 mod key;

@@ -1,0 +1,5 @@
+//! An HTML file.
+#![no_main]
+#![forbid(unsafe_code)]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| embank::fuzzing::html(data));

@@ -1,0 +1,7 @@
+//! An image file: header, EXIF, pixels.
+#![no_main]
+#![forbid(unsafe_code)]
+
+mod quiet;
+
+libfuzzer_sys::fuzz_target!(init: quiet::only_own_panics_count(), |data: &[u8]| embank::fuzzing::image(data));

@@ -1,0 +1,5 @@
+//! A Markdown file with its front matter.
+#![no_main]
+#![forbid(unsafe_code)]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| embank::fuzzing::markdown(data));

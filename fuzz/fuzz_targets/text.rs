@@ -1,0 +1,5 @@
+//! A plain text file.
+#![no_main]
+#![forbid(unsafe_code)]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| embank::fuzzing::text(data));
