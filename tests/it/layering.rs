@@ -75,7 +75,7 @@ fn only_the_kernels_are_unsafe() {
         if !file.starts_with("src/kernels/") && file != "src/lib.rs" {
             let words =
                 |line: &str| line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w.starts_with("unsafe"));
-            let offender = code(&text).find(|line| words(line));
+            let offender = code(&text).find(|line| words(line) && *line != "#![forbid(unsafe_code)]");
             assert_eq!(offender, None, "{file} is unsafe, which only src/kernels/ may be");
         }
     }
@@ -150,7 +150,8 @@ fn assert_free_of<'a>(folder: &str, modules: impl Iterator<Item = &'a &'a str>) 
 #[test]
 fn sql_is_made_in_one_file() {
     for (file, text) in sources("src") {
-        if file != "src/store/filter.rs" {
+        // What reads the text back to check it makes none.
+        if file != "src/store/filter.rs" && file != "src/search/fuzzing.rs" {
             let sql =
                 code(&text).find(|line| [" IN (", " AND ", "SELECT ", " OR "].iter().any(|sql| line.contains(sql)));
             // The filter's own tests of injection are values.
