@@ -24,8 +24,8 @@ use crate::memory::{MemoryLimit, RowShape};
 use crate::progress::{Cancel, Listener};
 use crate::search::{ActiveIndex, Search, SearchOptions, SearchResult};
 use crate::store::{
-    DocumentRow, EmbeddingCache, Embeddings, FailedChunks, FailureGroup, RetryReport, RunRow, StatusCounts, StatusRow,
-    Store, StoreOptions, TableSize,
+    DocumentRow, EmbeddingCache, Embeddings, FailedChunks, FailureGroup, Mend, RetryReport, RunRow, StatusCounts,
+    StatusRow, Store, StoreOptions, TableSize,
 };
 
 /// What a method of [`Bank`] returns: a future, to be awaited.
@@ -81,6 +81,10 @@ pub struct BankStatus {
     pub active: Option<Generation>,
     /// Vectors that are newer than the active index; they are searched flat.
     pub newer_than_index: u64,
+    /// What this handle found damaged, and mended; see [`Bank::mends`].
+    pub mended: Vec<Mend>,
+    /// Files that were ever set aside in mending, below the bank's directory. They can be deleted.
+    pub set_aside: Vec<PathBuf>,
     /// Every table.
     pub tables: Vec<TableSize>,
     /// Bytes of the whole bank.
@@ -174,6 +178,11 @@ impl Bank {
     /// The embedder that this handle looks through.
     pub fn embedder(&self) -> &Arc<dyn Embedder> {
         &self.embedder
+    }
+
+    /// What was found damaged when this handle opened its tables, and what was done about it. A warning says the same.
+    pub fn mends(&self) -> Vec<Mend> {
+        self.store.mends()
     }
 
     /// Brings the documents in step with what lies at `sources`, folders or files.
@@ -324,6 +333,8 @@ impl Bank {
                 cached: self.cache.count().await?,
                 newer_than_index: self.newer_than(active.as_ref()).await?,
                 active,
+                mended: self.mends(),
+                set_aside: self.store.set_aside()?,
                 bytes: tables.iter().map(|table| table.bytes).sum(),
                 tables,
             })
@@ -388,16 +399,21 @@ impl Bank {
     pub(crate) async fn index_statistics(&self) -> Result<crate::schedule::IndexStatistics> {
         self.embeddings.refresh().await?;
         let active = self.indexing().active().await?;
+        let lost = match &active {
+            Some(generation) if !self.indexing().has_its_index(generation).await? => Some(generation.id.clone()),
+            _ => None,
+        };
         Ok(crate::schedule::IndexStatistics {
             rows: self.embeddings.count().await?,
             active: match &active {
-                None => None,
-                Some(generation) => Some(crate::schedule::ActiveStatistics {
+                Some(generation) if lost.is_none() => Some(crate::schedule::ActiveStatistics {
                     rows_at_build: generation.rows,
                     newer: self.newer_than(active.as_ref()).await?,
                     kind: generation.index_kind(),
                 }),
+                _ => None,
             },
+            lost,
         })
     }
 
@@ -414,11 +430,23 @@ impl Bank {
             .await?
             .ok_or_else(|| Error::NoActiveGeneration { embedder: self.embedder.identity().name.clone() })?;
         self.store.documents_refresh().await?;
+        self.embeddings.refresh().await?;
+        let is_lost = !self.indexing().has_its_index(&active).await?;
+        if is_lost {
+            tracing::warn!(
+                generation = %active.id,
+                "the active index is lost; all vectors are searched instead, and the next `embank sync` builds one"
+            );
+        }
         Ok(Search {
             store: self.store.clone(),
             embedder: self.embedder.clone(),
             embeddings: self.embeddings.clone(),
-            index: ActiveIndex { is_flat: active.spec.is_none(), generation: active.id, settings: active.settings },
+            index: ActiveIndex {
+                is_flat: active.spec.is_none() || is_lost,
+                generation: active.id,
+                settings: active.settings,
+            },
         })
     }
 
@@ -474,8 +502,12 @@ impl Bank {
             outcome: outcome.to_owned(),
             report,
         };
+        let recorded = async {
+            self.store.runs.append(&row).await?;
+            self.store.acknowledge().await
+        };
         // Where the step has failed the row may fail for the same reason, and the step's error says more.
-        match (self.store.runs.append(&row).await, &result) {
+        match (recorded.await, &result) {
             (Err(error), Ok(_)) => return Err(error),
             (Err(error), Err(_)) => tracing::warn!(%error, "the failed run is not on record"),
             (Ok(()), _) => {}

@@ -92,8 +92,8 @@ pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
 pub use search::{Grouping, Hit, SearchFilter, SearchOptions, SearchResult};
 pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};
 pub use store::{
-    DocumentRow, Durability, FailedChunks, FailureGroup, IndexSpec, QuerySettings, RetryReport, RunRow, StatusCounts,
-    StatusRow, StoreOptions, TableSize,
+    DocumentRow, Durability, FailedChunks, FailureGroup, IndexSpec, Mend, MendKind, QuerySettings, RetryReport, RunRow,
+    StatusCounts, StatusRow, StoreOptions, TableSize,
 };
 #[doc(hidden)]
 pub use store::{FaultEffect, Faults};

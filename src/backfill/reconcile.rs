@@ -27,6 +27,20 @@ pub struct ReconcileReport {
     pub orphans: u64,
     /// Chunks that were called ready and had no vector.
     pub lost: u64,
+    /// Chunks with a status or a vector while there is not one document: the documents are lost. Nothing is removed then;
+    /// the next ingest brings them back.
+    pub undocumented: u64,
+    /// Vectors that the cache had lost, and got back from the embeddings.
+    pub recached: u64,
+}
+
+/// What is known of vectors and ready chunks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Vectors {
+    /// Nothing speaks for it that they differ.
+    Uncompared,
+    /// They are not of the same chunks.
+    Differ,
 }
 
 impl Backfill {
@@ -37,8 +51,9 @@ impl Backfill {
         let mut report = ReconcileReport::default();
         let now = self.store.clock().now();
         let survey = self.store.status.survey(&self.embedder_id, now).await?;
-        self.follow_documents(survey.counts.total(), &mut report).await?;
-        self.find_lost_vectors(survey.counts.ready, &mut report).await?;
+        let vectors = self.follow_documents(survey.counts.total(), &mut report).await?;
+        self.find_lost_vectors(survey.counts.ready, vectors, &mut report).await?;
+        self.refill_cache(&mut report).await?;
         if report == ReconcileReport::default() {
             return Ok((report, survey));
         }
@@ -57,23 +72,28 @@ impl Backfill {
 
     /// Gives every chunk a status and removes those of chunks that are gone; skipped while the documents have not changed
     /// since the last time, and there are as many states as chunks.
-    async fn follow_documents(&self, states: u64, report: &mut ReconcileReport) -> Result<()> {
+    async fn follow_documents(&self, states: u64, report: &mut ReconcileReport) -> Result<Vectors> {
         let key = self.reconciled_key();
-        let version = self.store.documents.version().await?;
+        let version = self.store.documents_version().await?;
         let same_version = self.store.meta.get(&key).await?.as_deref() == Some(version.as_str());
         if same_version && self.store.documents.count().await? == states {
-            return Ok(());
+            return Ok(Vectors::Uncompared);
         }
         // The documents after the states: an ingest that runs now writes them the other way round, so that a state without a
         // document really has none.
         let states = self.store.status.digest(&self.embedder_id).await?;
         let vectors = self.embeddings.digest().await?;
         self.store.documents_refresh().await?;
-        let version = self.store.documents.version().await?;
+        let version = self.store.documents_version().await?;
         if self.store.documents.digest().await? != states.all || vectors != states.ready {
             self.mend(report).await?;
         }
-        self.store.meta.put(&key, &version, self.store.clock().now()).await
+        if report.undocumented > 0 {
+            // To be compared again.
+            return Ok(Vectors::Uncompared);
+        }
+        self.store.meta.put(&key, &version, self.store.clock().now()).await?;
+        Ok(if vectors == states.ready { Vectors::Uncompared } else { Vectors::Differ })
     }
 
     /// Compares chunk by chunk: after a crash, for a new embedder, with a lost table, or beside another worker.
@@ -91,6 +111,15 @@ impl Backfill {
         }
         // After the states, as above.
         self.store.documents_refresh().await?;
+        if self.store.documents.count().await? == 0 {
+            // Who removes documents removes these first. So the table is lost, and all of this is what is left.
+            report.undocumented = known.len() as u64;
+            tracing::warn!(
+                chunks = report.undocumented,
+                "the documents are lost; `embank sync` with their folders brings them back"
+            );
+            return Ok(());
+        }
         // In the order of the documents, so that claims follow it.
         let mut missing = Vec::new();
         let mut documents = self.store.documents.ids().await?;
@@ -110,9 +139,9 @@ impl Backfill {
     }
 
     /// Puts chunks that are called ready but have no vector back to `new`; looked for only where there are fewer vectors
-    /// than ready chunks.
-    async fn find_lost_vectors(&self, ready: u64, report: &mut ReconcileReport) -> Result<()> {
-        if self.embeddings.count().await? >= ready {
+    /// than ready chunks, or others.
+    async fn find_lost_vectors(&self, ready: u64, vectors: Vectors, report: &mut ReconcileReport) -> Result<()> {
+        if vectors == Vectors::Uncompared && self.embeddings.count().await? >= ready {
             return Ok(());
         }
         let mut lost: HashSet<ChunkId> = HashSet::new();
@@ -127,11 +156,48 @@ impl Backfill {
             });
         }
         let lost: Vec<_> = lost.into_iter().collect();
+        if !lost.is_empty() {
+            tracing::warn!(chunks = lost.len(), "vectors are lost; they are taken from the cache, or embedded again");
+        }
         let now = self.store.clock().now();
         for some in lost.chunks(ROWS_PER_COMMIT) {
             self.store.status.reset(&self.embedder_id, some, now).await?;
         }
         report.lost += lost.len() as u64;
+        Ok(())
+    }
+
+    /// Gives the cache back what it lost and the embeddings have; looked for only where it has fewer rows than it had.
+    async fn refill_cache(&self, report: &mut ReconcileReport) -> Result<()> {
+        self.cache.refresh().await?;
+        let cached = self.cache.count().await?;
+        let had = match self.settled().await? {
+            Some(settled) => settled.cached,
+            // Equal texts share a vector, so fewer rows than chunks need not mean anything, but may.
+            None => self.embeddings.count().await?,
+        };
+        if cached >= had {
+            return Ok(());
+        }
+        let mut known = self.cache.known();
+        self.cache.catch_up(&mut known).await?;
+        let now = self.store.clock().now();
+        let mut stored = self.embeddings.rows().await?;
+        while let Some(rows) = stored.try_next().await? {
+            let mut missing = Vec::new();
+            for (_, hash, vector) in rows {
+                let key = hash.to_string();
+                if !known.contains(&key) {
+                    known.insert(&key);
+                    missing.push((hash, vector.into()));
+                }
+            }
+            self.cache.append(&missing, now).await?;
+            report.recached += missing.len() as u64;
+        }
+        if report.recached > 0 {
+            tracing::warn!(vectors = report.recached, "the cache had lost vectors; it has them again");
+        }
         Ok(())
     }
 }

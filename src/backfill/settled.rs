@@ -12,11 +12,13 @@ use crate::store::Survey;
 
 /// What was true at these versions.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Settled {
+pub(super) struct Settled {
     status: String,
     documents: String,
     /// Ready chunks; with fewer vectors than these, some were lost.
     ready: u64,
+    /// Rows of the cache; with fewer, it lost some.
+    pub(super) cached: u64,
     /// When a failed chunk is due again, in microseconds.
     next_due: Option<i64>,
 }
@@ -30,8 +32,10 @@ impl Backfill {
         }
         self.store.documents_refresh().await?;
         self.embeddings.refresh().await?;
-        Ok(self.store.documents.version().await? == settled.documents
-            && self.embeddings.count().await? >= settled.ready)
+        self.cache.refresh().await?;
+        Ok(self.store.documents_version().await? == settled.documents
+            && self.embeddings.count().await? >= settled.ready
+            && self.cache.count().await? >= settled.cached)
     }
 
     /// Leaves the row, if the survey allows it and it says anything new.
@@ -45,6 +49,7 @@ impl Backfill {
             status: survey.version.clone(),
             documents,
             ready: survey.counts.ready,
+            cached: self.cache.count().await?,
             next_due: survey.next_due.map(|at| at.0),
         };
         if self.settled().await?.as_ref() == Some(&settled) {
@@ -53,7 +58,7 @@ impl Backfill {
         self.store.meta.put(&self.settled_key(), &serde_json::json!(settled).to_string(), now).await
     }
 
-    async fn settled(&self) -> Result<Option<Settled>> {
+    pub(super) async fn settled(&self) -> Result<Option<Settled>> {
         let stored = self.store.meta.get(&self.settled_key()).await?;
         // One of another version of this program is none.
         Ok(stored.and_then(|text| serde_json::from_str(&text).ok()))

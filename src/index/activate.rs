@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Indexing;
-use super::generation::GenerationState;
+use super::generation::{Generation, GenerationState};
 use super::validate::Validated;
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
@@ -35,6 +35,8 @@ impl Indexing {
 
     /// Leaves a validated generation ready and gives the maintenance lease back.
     pub(crate) async fn set_aside(&self, validated: Validated) -> Result<GenerationId> {
+        // Said to be ready: so it must be there after a power cut.
+        self.store.acknowledge().await?;
         validated.lease.release().await?;
         Ok(validated.id)
     }
@@ -53,7 +55,7 @@ impl Indexing {
                 return Err(Error::WrongState { id: id.to_string(), state: state.label().to_owned(), reason });
             }
         }
-        self.check_index_exists(id, generation.spec.is_some()).await?;
+        self.check_index_exists(&generation).await?;
         self.point_at(id).await
     }
 
@@ -69,7 +71,7 @@ impl Indexing {
             return Err(Error::WrongState { id, state: "active".to_owned(), reason });
         };
         let generation = self.get(&target).await?;
-        self.check_index_exists(&target, generation.spec.is_some()).await?;
+        self.check_index_exists(&generation).await?;
         self.move_pointer(Some(&pointer), &back).await?;
         Ok(Activation { active: target, previous: pointer.active })
     }
@@ -81,12 +83,16 @@ impl Indexing {
         Ok(Activation { active: id.clone(), previous: pointer.and_then(|p| p.active) })
     }
 
-    async fn check_index_exists(&self, id: &GenerationId, has_index: bool) -> Result<()> {
+    /// Whether the generation needs no index, or has all of it.
+    pub(crate) async fn has_its_index(&self, generation: &Generation) -> Result<bool> {
+        Ok(generation.spec.is_none() || self.embeddings.has_index(&generation.id).await?)
+    }
+
+    async fn check_index_exists(&self, generation: &Generation) -> Result<()> {
         self.embeddings.refresh().await?;
-        let snapshot = self.embeddings.snapshot().await?;
-        if has_index && self.embeddings.coverage(&snapshot, id).await?.is_none() {
-            let reason = "its index was removed; build a new one".to_owned();
-            return Err(Error::WrongState { id: id.to_string(), state: "without an index".to_owned(), reason });
+        if !self.has_its_index(generation).await? {
+            let (id, state) = (generation.id.to_string(), "without an index".to_owned());
+            return Err(Error::WrongState { id, state, reason: "its index is gone; build a new one".to_owned() });
         }
         Ok(())
     }

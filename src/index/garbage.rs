@@ -33,6 +33,7 @@ impl Indexing {
                 removed.push(generation.id);
             }
         }
+        self.store.acknowledge().await?;
         Ok(removed)
     }
 }

@@ -1,14 +1,17 @@
 //! When to build a new index: a pure function of what is indexed and what is not.
 
+use crate::id::GenerationId;
 use crate::index::{FLAT_BELOW, IndexKind};
 
 /// What the decision is made by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexStatistics {
     /// Vectors there are.
     pub rows: u64,
-    /// The active generation, if there is one.
+    /// The active generation, if there is one and its index is whole.
     pub active: Option<ActiveStatistics>,
+    /// The active generation, if its index is lost.
+    pub lost: Option<GenerationId>,
 }
 
 /// The active generation, in numbers.
@@ -58,9 +61,12 @@ pub enum IndexAction {
 impl RebuildPolicy {
     /// Decides, for somebody who wants indexes of this kind. With [`IndexKind::Auto`] any will do that fits the bank's size.
     pub fn decide(&self, statistics: &IndexStatistics, wanted: IndexKind) -> IndexAction {
-        let IndexStatistics { rows, active } = *statistics;
+        let IndexStatistics { rows, active, .. } = *statistics;
         if rows == 0 {
             return IndexAction::Nothing;
+        }
+        if let Some(lost) = &statistics.lost {
+            return IndexAction::Build { reason: format!("the index of generation {lost} is lost") };
         }
         let Some(active) = active else {
             return IndexAction::Build { reason: "there is no index yet".to_owned() };
@@ -96,7 +102,7 @@ mod tests {
 
     fn decide(rows: u64, active: Option<(u64, u64, IndexKind)>, wanted: IndexKind) -> &'static str {
         let active = active.map(|(rows_at_build, newer, kind)| ActiveStatistics { rows_at_build, newer, kind });
-        match RebuildPolicy::default().decide(&IndexStatistics { rows, active }, wanted) {
+        match RebuildPolicy::default().decide(&IndexStatistics { rows, active, lost: None }, wanted) {
             IndexAction::Nothing => "nothing",
             IndexAction::Keep { .. } => "keep",
             IndexAction::Build { .. } => "build",

@@ -125,6 +125,19 @@ impl StoredTable {
         Ok(self.commit(from, operation, None).await?.is_some())
     }
 
+    /// Takes fragments off the books, whose rows are lost. Whoever added to the table meanwhile is no conflict.
+    pub(super) async fn drop_fragments(&self, from: &Arc<Dataset>, fragments: Vec<u64>) -> Result<()> {
+        let operation = Operation::Delete {
+            updated_fragments: Vec::new(),
+            deleted_fragment_ids: fragments,
+            predicate: "lost".to_owned(),
+        };
+        match self.commit(from, operation, None).await? {
+            Some(_) => Ok(()),
+            None => Err(self.error("mend", "somebody else writes to the same rows; try again")),
+        }
+    }
+
     pub(super) async fn commit(
         &self,
         from: &Arc<Dataset>,

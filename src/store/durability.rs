@@ -1,10 +1,11 @@
 //! What "acknowledged" means on disk.
 //!
 //! Lance writes whole new files and renames them into place, but never syncs. That is safe against a killed process; against
-//! a power cut only if the filesystem is synced, which [`Disk::sync`] does.
+//! a power cut only if the filesystem is synced, which [`Disk::acknowledge`] does.
 
 use std::path::{Path, PathBuf};
 
+use super::acknowledged::Acknowledged;
 use crate::error::{Error, Result};
 
 /// How much an acknowledged write survives.
@@ -34,14 +35,23 @@ impl Disk {
         self.durability
     }
 
-    /// Returns once everything written so far is on the medium, if that is asked for.
-    pub(crate) async fn sync(&self) -> Result<()> {
-        if self.durability == Durability::ProcessCrash {
-            return Ok(());
+    /// Returns once everything written so far is on the medium, if that is asked for, and notes which versions that are.
+    pub(crate) async fn acknowledge(&self) -> Result<()> {
+        let (root, durability) = (self.root.clone(), self.durability);
+        let synced = tokio::task::spawn_blocking(move || {
+            // Before the sync: what another process commits during it may or may not be covered.
+            let acknowledged = Acknowledged::observe(&root, durability)?;
+            if durability == Durability::PowerLoss {
+                sync_filesystem(&root)?;
+            }
+            acknowledged.write(&root)
+        });
+        synced.await.map_err(|e| Error::io("sync", &self.root)(std::io::Error::other(e)))??;
+        if durability == Durability::PowerLoss {
+            // Tests follow the order of commits and syncs by this line.
+            tracing::trace!("synced");
         }
-        let root = self.root.clone();
-        let synced = tokio::task::spawn_blocking(move || sync_filesystem(&root)).await;
-        synced.map_err(|e| Error::io("sync", &self.root)(std::io::Error::other(e)))?
+        Ok(())
     }
 }
 

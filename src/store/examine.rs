@@ -14,6 +14,7 @@ use futures::TryStreamExt;
 use lance::Dataset;
 use lance::session::Session;
 
+use super::acknowledged;
 use super::format::{self, MARKER};
 use super::rows::{Rows, count_at, moment_at};
 use super::table::{Scan, StoredTable};
@@ -32,7 +33,7 @@ const CACHE: &str = "emb_cache__";
 pub(crate) const CORE: [&str; 5] = ["documents", "status", "generations", "meta", "runs"];
 
 /// What else may lie in a bank's directory.
-const KNOWN_FILES: [&str; 5] = [MARKER, "embank.toml", "embank.lock", "embank.acknowledged.json", "set-aside"];
+const KNOWN_FILES: [&str; 4] = [MARKER, "embank.toml", "embank.lock", "set-aside"];
 
 /// The tables of a bank, each at one version.
 pub(crate) struct Inspection {
@@ -133,6 +134,8 @@ impl Inspection {
             match name.strip_suffix(".lance").filter(|name| is_ours(name) && entry.path().is_dir()) {
                 Some(table) => names.push(table.to_owned()),
                 None if KNOWN_FILES.contains(&name.as_str()) => {}
+                // A killed process may leave a draft.
+                None if name.starts_with(acknowledged::FILE) => {}
                 None => strangers.push(name),
             }
         }

@@ -64,7 +64,16 @@ pub(crate) fn create(root: &Path, now: Timestamp, faults: &Faults) -> Result<()>
     std::fs::File::open(&draft).and_then(|file| file.sync_all()).map_err(Error::io("sync", &draft))?;
     faults.point_now("bank: marker drafted")?;
     std::fs::rename(&draft, &path).map_err(Error::io("create", path))?;
+    sync_folder(root)?;
     faults.point_now("bank: marker written")
+}
+
+/// Has the marker's name on the medium before any table is: tables without it are not a bank.
+fn sync_folder(root: &Path) -> Result<()> {
+    if cfg!(unix) {
+        std::fs::File::open(root).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", root))?;
+    }
+    Ok(())
 }
 
 /// Why a directory without a marker is not a bank: there is nothing, or something else.

@@ -76,6 +76,25 @@ impl Embeddings {
         Ok(Some(Coverage { indexed, newer }))
     }
 
+    /// Whether there is an index of that name with all of its files.
+    pub(crate) async fn has_index(&self, generation: &GenerationId) -> Result<bool> {
+        let failed = |e| self.table.error("read the indexes of", e);
+        let dataset = self.table.dataset().await?;
+        let segments = dataset.load_indices_by_name(generation.as_str()).await.map_err(failed)?;
+        let store = dataset.object_store(None).await.map_err(failed)?;
+        for segment in &segments {
+            let folder = dataset.indices_dir().join(segment.uuid.to_string());
+            for file in segment.files.iter().flatten() {
+                match store.size(&folder.clone().join(file.path.as_str())).await {
+                    Ok(bytes) if bytes >= file.size_bytes => {}
+                    Ok(_) | Err(lance::Error::NotFound { .. }) => return Ok(false),
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        }
+        Ok(!segments.is_empty())
+    }
+
     /// The nearest rows by the generation's index, rows newer than it included, nearest first.
     pub(crate) async fn search_index(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Vec<Neighbour>> {
         let scanner = self.pinned_scanner(snapshot, query).await?;

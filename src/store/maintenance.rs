@@ -153,6 +153,8 @@ impl Store {
 
     /// Removes a table's versions older than `keep`. The caller holds the maintenance lease.
     pub(crate) async fn clean_up(&self, name: &str, keep: Duration) -> Result<CleanedUp> {
+        // The files of old versions go at once: what replaced them must be on the medium by then.
+        self.acknowledge().await?;
         super::open_table(&self.connection, name).await?.clean_up(keep).await
     }
 

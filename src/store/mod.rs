@@ -4,6 +4,7 @@
 //! one commit, that conditional writes are evaluated against the newest version, and that nothing else in the crate sees a
 //! `RecordBatch`. Must not know: embedders, files, recall.
 
+mod acknowledged;
 mod chunk_status;
 mod claim;
 mod commit;
@@ -19,10 +20,13 @@ mod format;
 mod generations;
 mod index_build;
 mod index_search;
+mod inspect;
 mod keys;
 mod lease;
 mod maintenance;
+mod mend;
 mod meta;
+mod opening;
 mod passages;
 mod repair;
 mod rows;
@@ -61,6 +65,7 @@ pub(crate) use index_search::{IndexQuery, Neighbour};
 pub(crate) use keys::KnownKeys;
 pub(crate) use lease::{KEY as LEASE_KEY, MaintenanceLease, is_held};
 pub use maintenance::TableSize;
+pub use mend::{Mend, MendKind};
 pub(crate) use meta::Meta;
 pub(crate) use passages::PassageReader;
 pub(crate) use repair::is_stale;
@@ -75,7 +80,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, EmbedderId};
 use crate::memory::MemoryLimit;
 use durability::Disk;
-use faults::Connection;
+use opening::Tables;
 use rows::Rows;
 use survey::IdDigest;
 use table::{Scan, StoredTable};
@@ -128,7 +133,7 @@ impl StoreOptions {
 pub(crate) struct Store {
     root: Arc<Path>,
     options: StoreOptions,
-    connection: Connection,
+    connection: Tables,
     disk: Disk,
     clock: Clock,
     pub(crate) documents: Documents,
@@ -167,6 +172,7 @@ impl Store {
         })?;
         let failed = |e| Error::Store { action: "open", table: uri.to_owned(), source: Box::new(e) };
         let connection = options.faults.connect(uri, Arc::new(session)).await.map_err(failed)?;
+        let connection = Tables::new(&root, connection);
         let table = async |name: &str, schema| open_or_create_table(&connection, name, schema).await;
         Ok(Self {
             documents: Documents(table("documents", schema::documents()).await?),
@@ -242,7 +248,27 @@ impl Store {
     /// Acknowledges what was written: on return it survives what the durability setting promises.
     pub(crate) async fn acknowledge(&self) -> Result<()> {
         self.fault_point("acknowledge").await?;
-        self.disk.sync().await
+        self.disk.acknowledge().await
+    }
+
+    /// What was found damaged by this handle, and mended, in the order in which tables were opened.
+    pub(crate) fn mends(&self) -> Vec<Mend> {
+        self.connection.mends()
+    }
+
+    /// What was ever set aside in mending, below the bank's directory.
+    pub(crate) fn set_aside(&self) -> Result<Vec<PathBuf>> {
+        mend::set_aside(&self.root)
+    }
+
+    /// The version of the documents, and whether anything was set aside since: then nothing that was compared with them
+    /// holds any more.
+    pub(crate) async fn documents_version(&self) -> Result<String> {
+        let version = self.documents.version().await?;
+        match self.set_aside()?.len() {
+            0 => Ok(version),
+            mended => Ok(format!("{version}/{mended}")),
+        }
     }
 
     /// A named place between two commits, where tests let a crash happen.
@@ -257,34 +283,16 @@ impl Store {
 
     /// All tables, by name.
     pub(crate) async fn table_names(&self) -> Result<Vec<String>> {
-        let failed = |e| Error::Store { action: "list", table: self.root.display().to_string(), source: Box::new(e) };
-        self.connection.table_names().await.map_err(failed)
+        self.connection.names().await
     }
 }
 
-async fn open_table(connection: &Connection, name: &str) -> Result<StoredTable> {
-    let opened = connection.open_table(name).await;
-    let failed = |e| Error::Store { action: "open", table: name.to_owned(), source: Box::new(e) };
-    Ok(StoredTable::new(name, opened.map_err(failed)?))
+async fn open_table(tables: &Tables, name: &str) -> Result<StoredTable> {
+    tables.open(name).await
 }
 
-async fn open_or_create_table(
-    connection: &Connection,
-    name: &str,
-    schema: arrow_schema::SchemaRef,
-) -> Result<StoredTable> {
-    let failed = |action| move |e| Error::Store { action, table: name.to_owned(), source: Box::new(e) };
-    match connection.open_table(name).await {
-        Ok(table) => return Ok(StoredTable::new(name, table)),
-        Err(lancedb::Error::TableNotFound { .. }) => {}
-        Err(error) => return Err(failed("open")(error)),
-    }
-    match connection.create_empty_table(name, schema, StoredTable::write_params()).await {
-        Ok(table) => Ok(StoredTable::new(name, table)),
-        // Another process made it in between.
-        Err(lancedb::Error::TableAlreadyExists { .. }) => open_table(connection, name).await,
-        Err(error) => Err(failed("create")(error)),
-    }
+async fn open_or_create_table(tables: &Tables, name: &str, schema: arrow_schema::SchemaRef) -> Result<StoredTable> {
+    tables.open_or_create(name, schema).await
 }
 
 /// Deletes rows by their `id`, in statements of bounded length.

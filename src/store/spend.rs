@@ -37,7 +37,7 @@ impl SpendCell {
     pub(crate) async fn compare_and_set(&self, expected: Option<&str>, text: &str) -> Result<bool> {
         let was_set = self.table.compare_and_set(KEY, expected, text, self.clock.now()).await?;
         if was_set {
-            self.disk.sync().await?;
+            self.disk.acknowledge().await?;
         }
         Ok(was_set)
     }

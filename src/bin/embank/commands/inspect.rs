@@ -57,6 +57,11 @@ fn status_text(status: &BankStatus, computed: &str) -> String {
         lines.push(format!("          {} rows are newer and searched flat", count(status.newer_than_index)));
     }
     lines.push(format!("cache     {} vectors", count(status.cached)));
+    lines.extend(status.mended.iter().map(|mend| format!("mended    {mend}")));
+    if !status.set_aside.is_empty() {
+        let files = count(status.set_aside.len() as u64);
+        lines.push(format!("set aside {files} files of versions that could not be used, in set-aside/"));
+    }
     let embedders: Vec<_> = status
         .status
         .iter()

@@ -79,6 +79,13 @@ pub fn backfill(report: &BackfillReport) -> String {
             count(mended.lost),
         );
     }
+    if mended.recached > 0 {
+        let _ = writeln!(text, "        the cache had lost {} vectors, and has them again", count(mended.recached));
+    }
+    if mended.undocumented > 0 {
+        let chunks = count(mended.undocumented);
+        let _ = writeln!(text, "        the documents of {chunks} chunks are lost; `embank sync` brings them back");
+    }
     for failure in &report.failures {
         let _ = writeln!(text, "        failed {} ({}): {}", failure.doc_path, failure.id, failure.reason);
     }
