@@ -31,9 +31,9 @@ impl Tables {
         Self { root: root.into(), connection, acknowledged, mends: Arc::default() }
     }
 
-    /// Opens a table that should be there.
+    /// Opens a table that should be there, as it is: what was damaged since the bank was opened is not mended under its feet.
     pub(super) async fn open(&self, name: &str) -> Result<StoredTable> {
-        match self.find(name).await? {
+        match self.try_open(name).await? {
             Some(table) => Ok(table),
             None => Err(error("open", name, "it is gone; open the bank again")),
         }
