@@ -321,6 +321,7 @@ impl Bank {
         Box::pin(async move {
             self.store.refresh().await?;
             self.embeddings.refresh().await?;
+            self.cache.refresh().await?;
             let active = self.indexing().active().await?;
             let mut status: Vec<_> = self.store.status.counts().await?.into_iter().collect();
             status.sort_by(|a, b| a.0.cmp(&b.0));

@@ -95,6 +95,12 @@ pub enum Error {
         /// Until when, RFC 3339.
         until: String,
     },
+    /// The maintenance lease ran out, and another process has taken it; what was done under it is not used.
+    #[error("another process took over the maintenance of this bank while {purpose} stood still; run it again")]
+    LeaseLost {
+        /// What the lease was held for.
+        purpose: String,
+    },
     /// The work was cancelled by its [`Cancel`](crate::progress::Cancel) token.
     #[error("cancelled")]
     Cancelled,

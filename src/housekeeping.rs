@@ -12,6 +12,7 @@ use crate::clock::Timestamp;
 use crate::engine::{Bank, Pending};
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
+use crate::store::MaintenanceLease;
 
 /// The key in `meta` of the moment of the last clean-up, microseconds since the epoch.
 const CLEANED_AT: &str = "housekeeping/cleaned-at";
@@ -97,16 +98,16 @@ impl Bank {
     /// Removes failed and long retired generations, merges small fragments, and cleans up old versions of the tables.
     ///
     /// # Errors
-    /// [`Error::Busy`]. What fails for one table is a row of the report.
+    /// [`Error::Busy`], [`Error::LeaseLost`]. What fails for one table is a row of the report.
     pub fn keep_house(&self, options: HousekeepingOptions) -> Pending<'_, HousekeepingReport> {
         Box::pin(async move {
             let lease = self.store.maintenance_lease("keeping house").await?;
             let mut report = HousekeepingReport::default();
-            let removed = self.indexing().remove_unneeded().await;
+            let removed = self.indexing().remove_unneeded(&lease).await;
             let removed = report.note(HousekeepingStep::Generations, self.embedder_id.as_str(), removed);
             report.removed = removed.unwrap_or_default();
-            self.compact(&mut report).await?;
-            self.clean_up(options, &mut report).await?;
+            self.compact(&lease, &mut report).await?;
+            self.clean_up(options, &lease, &mut report).await?;
             lease.release().await?;
             Ok(report)
         })
@@ -126,18 +127,28 @@ impl Bank {
             Err(error) => return Err(error),
         };
         let mut report = HousekeepingReport::default();
-        if must_compact {
-            self.compact(&mut report).await?;
-        }
-        if must_clean_up {
-            self.clean_up(options, &mut report).await?;
+        let done = async {
+            if must_compact {
+                self.compact(&lease, &mut report).await?;
+            }
+            if must_clean_up {
+                self.clean_up(options, &lease, &mut report).await?;
+            }
+            Ok(())
+        };
+        match done.await {
+            Ok(()) => {}
+            Err(Error::LeaseLost { .. }) => return Ok(None),
+            Err(error) => return Err(error),
         }
         lease.release().await?;
         Ok(Some(report))
     }
 
-    async fn compact(&self, report: &mut HousekeepingReport) -> Result<()> {
+    async fn compact(&self, lease: &MaintenanceLease, report: &mut HousekeepingReport) -> Result<()> {
         for table in self.store.table_names().await? {
+            // A compaction beside somebody else's build would cost that build.
+            lease.check().await?;
             let compacted = self.store.compact(&table).await;
             if report.note(HousekeepingStep::Compaction, &table, compacted) == Some(true) {
                 report.compacted.push(table);
@@ -146,10 +157,16 @@ impl Bank {
         Ok(())
     }
 
-    async fn clean_up(&self, options: HousekeepingOptions, report: &mut HousekeepingReport) -> Result<()> {
+    async fn clean_up(
+        &self,
+        options: HousekeepingOptions,
+        lease: &MaintenanceLease,
+        report: &mut HousekeepingReport,
+    ) -> Result<()> {
         // What the present versions hold is on the medium before the old ones go.
         self.store.acknowledge().await?;
         for table in self.store.table_names().await? {
+            lease.check().await?;
             let cleaned = self.store.clean_up(&table, options.keep_versions).await;
             if let Some(removed) = report.note(HousekeepingStep::CleanUp, &table, cleaned) {
                 report.versions_removed += removed.versions;

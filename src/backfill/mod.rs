@@ -36,8 +36,11 @@ use reader::{Knowledge, Reader};
 pub use reconcile::ReconcileReport;
 use writer::{Writer, Written};
 
-/// How long a claim holds unless it is renewed: several times what the largest batch takes.
+/// How long a claim holds where nobody says otherwise: several times what the largest batch takes.
 const LEASE: Duration = Duration::from_secs(300);
+
+/// Claims below this would run out between two looks at them, or while a commit waits for the disk.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 /// Batches that are claimed and read, and wait for the embedder: one, so that it need not wait for them.
 const BATCHES_AHEAD: usize = 1;
@@ -46,12 +49,22 @@ const BATCHES_AHEAD: usize = 1;
 const ANSWERS_WAITING: usize = 2;
 
 /// What to embed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct BackfillOptions {
     /// Chunks to embed at most; all that are due where absent.
     pub limit: Option<u64>,
     /// What to do with chunks that failed before.
     pub errors: RetryErrors,
+    /// How long claimed chunks are kept from other workers unless the claim is renewed, which happens every third of it.
+    /// Default 300 s, at least 1 s. It is waited for only where a worker is stopped, or ran on another machine: one that is
+    /// known to have ended loses its claims at once.
+    pub lease: Duration,
+}
+
+impl Default for BackfillOptions {
+    fn default() -> Self {
+        Self { limit: None, errors: RetryErrors::default(), lease: LEASE }
+    }
 }
 
 /// What to do with chunks whose last attempt failed.
@@ -164,6 +177,10 @@ impl Backfill {
     }
 
     async fn run_rounds(&self, options: BackfillOptions) -> Result<BackfillReport> {
+        if options.lease < SHORTEST_LEASE {
+            let reason = format!("{:?} is too short; give at least {SHORTEST_LEASE:?}", options.lease);
+            return Err(Error::InvalidSetting { setting: "lease", reason });
+        }
         let clock = self.store.clock();
         let began = clock.now();
         if options.errors == RetryErrors::WhenDue && self.is_settled(began).await? {
@@ -185,14 +202,14 @@ impl Backfill {
         let (batch, expected_peak_bytes) = self.batch_size().await?;
         let report = BackfillReport { expected_peak_bytes, ..report };
         let shared = Arc::new(Shared {
-            claimant: Claimant { embedder: self.embedder_id.clone(), worker: WorkerId::new(), lease: LEASE },
+            claimant: Claimant { embedder: self.embedder_id.clone(), worker: WorkerId::new(), lease: options.lease },
             batch,
             call: Size::of_call(self.embedder.texts_per_call()),
             is_failing: AtomicBool::new(false),
             forgotten: Mutex::default(),
         });
         let mut knowledge = Knowledge::new(self);
-        let mut written = Written::new(self, report);
+        let mut written = Written::new(self, report).await?;
         // More rounds than one where something became due behind the position: a failure whose pause is over, documents of
         // an ingest that runs beside, a lease that ran out.
         while survey.due > 0 && left > 0 && !self.cancel.is_cancelled() {
@@ -292,7 +309,7 @@ impl Backfill {
                 self.cache.compact_if_scattered().await?;
                 lease.release().await
             }
-            Err(Error::Busy { .. }) => Ok(()),
+            Err(Error::Busy { .. } | Error::LeaseLost { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }

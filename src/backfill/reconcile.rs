@@ -13,7 +13,7 @@ use super::Backfill;
 use crate::error::Result;
 use crate::id::ChunkId;
 use crate::status::ChunkState;
-use crate::store::Survey;
+use crate::store::{StatusCounts, Survey};
 
 /// Rows in one commit of a repair.
 const ROWS_PER_COMMIT: usize = 8192;
@@ -51,7 +51,7 @@ impl Backfill {
         let mut report = ReconcileReport::default();
         let now = self.store.clock().now();
         let survey = self.store.status.survey(&self.embedder_id, now).await?;
-        let vectors = self.follow_documents(survey.counts.total(), &mut report).await?;
+        let vectors = self.follow_documents(&survey.counts, &mut report).await?;
         self.find_lost_vectors(survey.counts.ready, vectors, &mut report).await?;
         self.refill_cache(&mut report).await?;
         if report == ReconcileReport::default() {
@@ -71,12 +71,16 @@ impl Backfill {
     }
 
     /// Gives every chunk a status and removes those of chunks that are gone; skipped while the documents have not changed
-    /// since the last time, and there are as many states as chunks.
-    async fn follow_documents(&self, states: u64, report: &mut ReconcileReport) -> Result<Vectors> {
+    /// since the last time, there are as many states as chunks, and no more vectors than are called ready: one too many may
+    /// be that of a removed chunk, by a worker that ended just then.
+    async fn follow_documents(&self, counts: &StatusCounts, report: &mut ReconcileReport) -> Result<Vectors> {
         let key = self.reconciled_key();
         let version = self.store.documents_version().await?;
         let same_version = self.store.meta.get(&key).await?.as_deref() == Some(version.as_str());
-        if same_version && self.store.documents.count().await? == states {
+        if same_version
+            && self.store.documents.count().await? == counts.total()
+            && self.embeddings.count().await? <= counts.ready
+        {
             return Ok(Vectors::Uncompared);
         }
         // The documents after the states: an ingest that runs now writes them the other way round, so that a state without a
@@ -179,6 +183,7 @@ impl Backfill {
         if cached >= had {
             return Ok(());
         }
+        let mut others = self.cache.added_from_now_on().await?;
         let mut known = self.cache.known();
         self.cache.catch_up(&mut known).await?;
         let now = self.store.clock().now();
@@ -192,8 +197,7 @@ impl Backfill {
                     missing.push((hash, vector.into()));
                 }
             }
-            self.cache.append(&missing, now).await?;
-            report.recached += missing.len() as u64;
+            report.recached += self.cache.insert(&missing, &mut others, now).await? as u64;
         }
         if report.recached > 0 {
             tracing::warn!(vectors = report.recached, "the cache had lost vectors; it has them again");

@@ -15,7 +15,7 @@ use crate::store::Survey;
 pub(super) struct Settled {
     status: String,
     documents: String,
-    /// Ready chunks; with fewer vectors than these, some were lost.
+    /// Ready chunks; with fewer vectors than these, some were lost, and with more, some have no chunk.
     ready: u64,
     /// Rows of the cache; with fewer, it lost some.
     pub(super) cached: u64,
@@ -34,7 +34,7 @@ impl Backfill {
         self.embeddings.refresh().await?;
         self.cache.refresh().await?;
         Ok(self.store.documents_version().await? == settled.documents
-            && self.embeddings.count().await? >= settled.ready
+            && self.embeddings.count().await? == settled.ready
             && self.cache.count().await? >= settled.cached)
     }
 

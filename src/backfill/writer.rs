@@ -5,14 +5,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use super::embedding::{Answer, TextFailure};
 use super::reader::Passages;
-use super::{Backfill, BackfillReport, ChunkFailure, FAILURES_NAMED, LEASE, Shared};
+use super::{Backfill, BackfillReport, ChunkFailure, FAILURES_NAMED, Shared};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::id::ContentHash;
@@ -23,8 +23,8 @@ use crate::store::{Claim, EmbeddingRow, KnownKeys, Outcome, Passage, StatusRow};
 /// the time the last commit is through.
 const CACHED_AT_ONCE: usize = (8 << 20) / size_of::<f32>();
 
-/// How often leases are looked at while the embedder is silent.
-const LOOK_AT_LEASES: Duration = Duration::from_secs(LEASE.as_secs() / 10);
+/// Leases are looked at so many times before they run out, while the embedder is silent.
+const LOOKS_AT_A_LEASE: u32 = 10;
 
 /// Vectors of a batch by content.
 type Vectors = HashMap<ContentHash, Arc<[f32]>>;
@@ -55,11 +55,14 @@ pub(super) struct Written {
     /// Chunks whose claims have ended.
     pub(super) done: u64,
     known: KnownKeys,
+    /// Texts that came into the cache since this run began.
+    cached: KnownKeys,
 }
 
 impl Written {
-    pub(super) fn new(backfill: &Backfill, report: BackfillReport) -> Self {
-        Self { report, done: 0, known: backfill.embeddings.known() }
+    pub(super) async fn new(backfill: &Backfill, report: BackfillReport) -> Result<Self> {
+        let cached = backfill.cache.added_from_now_on().await?;
+        Ok(Self { report, done: 0, known: backfill.embeddings.known(), cached })
     }
 }
 
@@ -76,7 +79,7 @@ impl Writer {
     /// Writes until both other stages have ended.
     pub(super) async fn run(mut self) -> Result<Written> {
         let mut open: VecDeque<Open> = VecDeque::new();
-        let mut looks = tokio::time::interval(LOOK_AT_LEASES);
+        let mut looks = tokio::time::interval(self.shared.claimant.lease / LOOKS_AT_A_LEASE);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut committed_at = Instant::now();
         let (mut is_reading, mut is_calling) = (true, true);
@@ -153,15 +156,16 @@ impl Writer {
             }
         }
         // The cache first: from here on no crash makes the embedder see these texts again.
-        self.backfill.cache.append(&fresh, self.backfill.store.clock().now()).await?;
-        tracing::debug!(texts = fresh.len(), "cached");
+        let now = self.backfill.store.clock().now();
+        let added = self.backfill.cache.insert(&fresh, &mut self.written.cached, now).await?;
+        tracing::debug!(texts = added, dropped = fresh.len() - added, "cached");
         self.backfill.store.fault_point("backfill: cached").await
     }
 
     /// Extends leases that have run for a third of their time: two more attempts fit into the rest.
     async fn renew(&self, open: &mut VecDeque<Open>) -> Result<()> {
-        let now = self.backfill.store.clock().now();
-        for batch in open.iter_mut().filter(|batch| now.since(batch.renewed_at) > LEASE / 3) {
+        let (now, lease) = (self.backfill.store.clock().now(), self.shared.claimant.lease);
+        for batch in open.iter_mut().filter(|batch| now.since(batch.renewed_at) > lease / 3) {
             self.backfill.store.status.renew(&self.shared.claimant, &mut batch.batch.claim, now).await?;
             batch.renewed_at = now;
             tracing::debug!(rows = batch.batch.claim.len(), "renewed");
@@ -170,8 +174,9 @@ impl Writer {
     }
 
     async fn commit(&mut self, open: Open) -> Result<()> {
-        let Open { batch: Claimed { claim, passages, looked_up, .. }, mut vectors, failures, .. } = open;
+        let Open { batch: Claimed { mut claim, passages, looked_up, .. }, mut vectors, failures, .. } = open;
         let store = &self.backfill.store;
+        let claimed = claim.len();
         let embedded = vectors.len() as u64;
         self.shared.forget(failures.keys());
         if !looked_up.is_empty() {
@@ -180,6 +185,8 @@ impl Writer {
             // Such a text failed in the batch that was to embed it; the next claim has it embedded.
             self.shared.forget(looked_up.iter().filter(|hash| !vectors.contains_key(hash)));
         }
+        // What was taken over meanwhile is the new owner's to store; what was removed, or filed elsewhere, has no vector.
+        store.status.forget_lost(&self.shared.claimant, &mut claim).await?;
         let now = store.clock().now();
         let rows: Vec<_> =
             claim.rows.iter().filter_map(|row| embedding_row(passages.get(&row.id)?, &vectors)).collect();
@@ -190,7 +197,7 @@ impl Writer {
         let outcome = |row: &StatusRow| outcome(row, passages.get(&row.id), &vectors, &failures);
         let finished = store.status.finish(&self.shared.claimant, &claim, outcome, now).await?;
         if finished < claim.len() as u64 {
-            // Somebody removed or took over some of it, and may have done so before the vectors above were written.
+            // Somebody removed or took over some of it since it was looked at above.
             self.backfill.doubt().await?;
         }
         store.fault_point("backfill: marked ready").await?;
@@ -211,7 +218,7 @@ impl Writer {
                 });
             }
         }
-        *done += claim.len() as u64;
+        *done += claimed as u64;
         self.backfill.listener.report(Progress::Advanced { stage: Stage::Backfill, done: *done });
         Ok(())
     }

@@ -123,7 +123,8 @@ impl Look {
             let newest = sound.last().map(|id| (*id).clone());
             let previous = pointer.previous.iter().filter(|id| Some(*id) != newest.as_ref()).cloned().collect();
             let from = stored.clone().unwrap_or_default();
-            Cure::Point { embedder: embedder.clone(), from, to: Pointer { active: newest, previous } }
+            let to = Pointer { active: newest, previous, removing: pointer.removing.clone() };
+            Cure::Point { embedder: embedder.clone(), from, to }
         };
         let active = pointer.as_ref().and_then(Option::as_ref).and_then(|pointer| pointer.active.clone());
         for (check, what, id, mut cures) in given_up {

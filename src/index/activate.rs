@@ -4,9 +4,11 @@ use serde::Serialize;
 
 use super::Indexing;
 use super::generation::{Generation, GenerationState};
+use super::pointer::Pointer;
 use super::validate::Validated;
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
+use crate::store::MaintenanceLease;
 
 /// A pointer that was moved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -22,13 +24,15 @@ impl Indexing {
     /// the flip is not a slow one.
     ///
     /// # Errors
-    /// [`Error::PointerMoved`] if another process was faster; nothing was changed then.
+    /// [`Error::PointerMoved`] if another process was faster; [`Error::LeaseLost`] if one has taken over the maintenance, and
+    /// may have built a newer one. Nothing was changed then; the generation is ready.
     pub(crate) async fn activate(&self, validated: Validated) -> Result<Activation> {
         let Validated { id, snapshot, lease, .. } = validated;
         if self.embeddings.coverage(&snapshot, &id).await?.is_some() {
             self.embeddings.prewarm(&snapshot, &id).await?;
         }
-        let activation = self.point_at(&id).await?;
+        let pointer = self.pointer().await?;
+        let activation = self.point_at(&id, pointer, Some(&lease)).await?;
         lease.release().await?;
         Ok(activation)
     }
@@ -46,6 +50,8 @@ impl Indexing {
     /// # Errors
     /// [`Error::WrongState`] for one that never passed; [`Error::UnknownGeneration`].
     pub(crate) async fn activate_stored(&self, id: &GenerationId) -> Result<Activation> {
+        // Before the generation is looked at: whoever removes it moves the pointer first, and then this one does not move.
+        let pointer = self.pointer().await?;
         let generation = self.get(id).await?;
         match generation.state {
             GenerationState::Ready | GenerationState::Retired => {}
@@ -56,7 +62,7 @@ impl Indexing {
             }
         }
         self.check_index_exists(&generation).await?;
-        self.point_at(id).await
+        self.point_at(id, pointer, None).await
     }
 
     /// Returns to the generation that was active before.
@@ -72,14 +78,18 @@ impl Indexing {
         };
         let generation = self.get(&target).await?;
         self.check_index_exists(&generation).await?;
-        self.move_pointer(Some(&pointer), &back).await?;
+        self.move_pointer(Some(&pointer), &back, None).await?;
         Ok(Activation { active: target, previous: pointer.active })
     }
 
-    async fn point_at(&self, id: &GenerationId) -> Result<Activation> {
-        let pointer = self.pointer().await?;
+    async fn point_at(
+        &self,
+        id: &GenerationId,
+        pointer: Option<Pointer>,
+        lease: Option<&MaintenanceLease>,
+    ) -> Result<Activation> {
         let moved = pointer.clone().unwrap_or_default().moved_to(id);
-        self.move_pointer(pointer.as_ref(), &moved).await?;
+        self.move_pointer(pointer.as_ref(), &moved, lease).await?;
         Ok(Activation { active: id.clone(), previous: pointer.and_then(|p| p.active) })
     }
 

@@ -43,23 +43,25 @@ pub(crate) fn read_pointer(value: &str) -> Option<Pointer> {
     serde_json::from_str(value).ok()
 }
 
-/// Marks a generation failed, whatever it was: what it needs is gone.
+/// Marks a generation failed, whatever it was: what it needs is gone. One that was moved on meanwhile stays as it is.
 pub(crate) async fn give_up(store: &Store, id: &GenerationId, reason: &str) -> Result<()> {
     let rows = store.generations.list(None).await?;
     for row in rows.iter().filter(|row| row.id == *id) {
         let mut record = Record::from_row(row)?;
         (record.state, record.error) = (GenerationState::Failed, Some(reason.to_owned()));
-        store.generations.put(&record.to_row(id, &row.embedder_id, store.clock().now())).await?;
+        let stated = record.to_row(id, &row.embedder_id, store.clock().now());
+        store.generations.advance(&stated, &row.state).await?;
     }
     Ok(())
 }
 
-/// Writes the row anew from its record.
+/// Writes the row anew from its record, unless it was moved on meanwhile.
 pub(crate) async fn restate(store: &Store, id: &GenerationId) -> Result<()> {
     let rows = store.generations.list(None).await?;
     for row in rows.iter().filter(|row| row.id == *id) {
         let record = Record::from_row(row)?;
-        store.generations.put(&record.to_row(id, &row.embedder_id, store.clock().now())).await?;
+        let stated = record.to_row(id, &row.embedder_id, store.clock().now());
+        store.generations.advance(&stated, &row.state).await?;
     }
     Ok(())
 }

@@ -58,11 +58,13 @@ impl Indexing {
     /// Builds the next generation on all vectors there are.
     ///
     /// # Errors
-    /// [`Error::Busy`] while somebody else maintains the bank; [`Error::CannotBuild`] without vectors, above the memory limit
-    /// (no generation is begun then) or with impossible parameters; [`Error::Cancelled`]. The generation then stands as failed with the reason, and its files are removed.
+    /// [`Error::Busy`] while somebody else maintains the bank, [`Error::LeaseLost`] if somebody took over because this process
+    /// stood still; [`Error::CannotBuild`] without vectors, above the memory limit (no generation is begun then) or with
+    /// impossible parameters; [`Error::Cancelled`]. The generation then stands as failed with the reason, and its files are
+    /// removed.
     pub(crate) async fn build(&self, options: BuildOptions) -> Result<Built> {
         let lease = self.store.maintenance_lease("building an index").await?;
-        self.fail_interrupted().await?;
+        self.fail_interrupted(&lease).await?;
         self.embeddings.refresh().await?;
         let snapshot = self.embeddings.snapshot().await?;
         let rows = self.embeddings.count_at(&snapshot).await?;
@@ -87,7 +89,7 @@ impl Indexing {
         let id = GenerationId::new(last + 1, rand_suffix());
         let seed = options.seed.unwrap_or_else(|| u64::from(rand_suffix()));
         let mut record = Record::begin(last + 1, spec, seed, now);
-        self.save(&id, &record).await?;
+        self.begin(&id, &record).await?;
         self.store.fault_point("build: generation recorded").await?;
 
         let built = match spec {
@@ -107,8 +109,7 @@ impl Indexing {
         record.dataset_version = snapshot.version();
         record.build_seconds = self.store.clock().now().since(now).as_secs_f64();
         record.settings = default_settings(spec.as_ref());
-        record.advance(&id, GenerationState::Validating)?;
-        self.save(&id, &record).await?;
+        self.advance_or_drop(&id, &mut record, GenerationState::Validating, &lease).await?;
         self.store.fault_point("build: built").await?;
         Ok(Built { id, record, snapshot, lease, expected_peak_bytes })
     }
@@ -123,18 +124,39 @@ impl Indexing {
         spec
     }
 
-    /// Marks a generation failed and removes its files.
+    /// Moves a generation on that this process is building; if somebody has taken over and given it up, what was built of it
+    /// since is removed.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`].
+    pub(super) async fn advance_or_drop(
+        &self,
+        id: &GenerationId,
+        record: &mut Record,
+        next: GenerationState,
+        lease: &MaintenanceLease,
+    ) -> Result<()> {
+        if self.advance(id, record, next).await? {
+            return Ok(());
+        }
+        self.embeddings.drop_index(id).await?;
+        Err(lease.lost())
+    }
+
+    /// Marks a generation failed, unless somebody else was faster with it, and removes its files.
     pub(super) async fn fail(&self, id: &GenerationId, record: &mut Record, reason: String) -> Result<()> {
         record.error = Some(reason);
-        record.advance(id, GenerationState::Failed)?;
-        self.save(id, record).await?;
+        self.advance(id, record, GenerationState::Failed).await?;
         self.store.fault_point("build: marked failed").await?;
         self.embeddings.drop_index(id).await
     }
 
-    /// Marks generations that nobody is building any more as failed. The caller holds the maintenance lease, so nobody is.
-    pub(super) async fn fail_interrupted(&self) -> Result<()> {
-        for row in self.store.generations.list(Some(&self.embedder_id)).await? {
+    /// Marks generations that nobody is building any more as failed: under the maintenance lease, all that are unfinished.
+    pub(super) async fn fail_interrupted(&self, lease: &MaintenanceLease) -> Result<()> {
+        let rows = self.store.generations.list(Some(&self.embedder_id)).await?;
+        // After the list: whoever takes over from here on builds under an id that is not in it.
+        lease.check().await?;
+        for row in rows {
             let mut record = Record::from_row(&row)?;
             if matches!(record.state, GenerationState::Building | GenerationState::Validating) {
                 let reason = format!("interrupted while {}", record.state.label());

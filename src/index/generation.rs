@@ -169,6 +169,8 @@ impl Generation {
         let state = match record.state {
             GenerationState::Ready if pointer.active.as_ref() == Some(&row.id) => GenerationState::Active,
             GenerationState::Ready if pointer.previous.contains(&row.id) => GenerationState::Retired,
+            // Its index may be gone already.
+            GenerationState::Ready if pointer.removing.contains(&row.id) => GenerationState::Failed,
             stored => stored,
         };
         Ok(Self {

@@ -76,8 +76,17 @@ impl Indexing {
         }
     }
 
-    /// Writes a generation's row.
-    async fn save(&self, id: &GenerationId, record: &Record) -> Result<()> {
-        self.store.generations.put(&record.to_row(id, &self.embedder_id, self.store.clock().now())).await
+    /// Writes the row of a new generation.
+    async fn begin(&self, id: &GenerationId, record: &Record) -> Result<()> {
+        self.store.generations.add(&record.to_row(id, &self.embedder_id, self.store.clock().now())).await
+    }
+
+    /// Moves a generation on to `next`. Returns whether it was still where the record says; if not, whoever has taken over
+    /// the maintenance has decided about it.
+    async fn advance(&self, id: &GenerationId, record: &mut Record, next: GenerationState) -> Result<bool> {
+        let from = record.state;
+        record.advance(id, next)?;
+        let row = record.to_row(id, &self.embedder_id, self.store.clock().now());
+        self.store.generations.advance(&row, from.label()).await
     }
 }

@@ -73,6 +73,7 @@ impl Indexing {
     ///
     /// # Errors
     /// [`Error::RecallTooLow`] with the measured recall; the generation then stands as failed and its index is removed.
+    /// [`Error::LeaseLost`].
     pub(crate) async fn validate(&self, built: Built, options: &ValidateOptions) -> Result<Validated> {
         let Built { id, mut record, snapshot, lease, .. } = built;
         check(options)?;
@@ -97,8 +98,7 @@ impl Indexing {
             return Err(error);
         }
         tracing::debug!(%id, recall = report.recall, "validated");
-        record.advance(&id, GenerationState::Ready)?;
-        self.save(&id, &record).await?;
+        self.advance_or_drop(&id, &mut record, GenerationState::Ready, &lease).await?;
         self.store.fault_point("validate: passed").await?;
         Ok(Validated { id, kind: record.kind(), rows: record.rows, report, snapshot, lease })
     }

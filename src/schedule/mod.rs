@@ -154,7 +154,7 @@ impl Bank {
                 Ok(IndexOutcome::Activated { generation, kind, rows, seconds, recall, reason })
             }
             Err(error @ Error::RecallTooLow { .. }) => Ok(IndexOutcome::Refused { reason: error.to_string() }),
-            Err(Error::Busy { .. }) => Ok(IndexOutcome::Busy),
+            Err(Error::Busy { .. } | Error::LeaseLost { .. }) => Ok(IndexOutcome::Busy),
             Err(Error::Cancelled) => Ok(IndexOutcome::Cancelled),
             Err(error) => Err(error),
         }

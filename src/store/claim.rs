@@ -12,8 +12,9 @@ use std::time::Duration;
 use lance::Dataset;
 use lance_table::format::Fragment;
 
+use super::attempts::Attempts;
 use super::chunk_status::{ALL, ChunkStatus, Outcome, StatusRow, decode, encode, finished, in_state, of};
-use super::commit::{ATTEMPTS, split_address};
+use super::commit::split_address;
 use super::filter::Filter;
 use super::rows::Rows;
 use super::table::Scan;
@@ -88,7 +89,9 @@ impl ChunkStatus {
         now: Timestamp,
         limit: usize,
     ) -> Result<Claim> {
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::at(&self.0, "claim rows of");
+        loop {
+            attempts.next().await?;
             // What others have claimed meanwhile need not be fought for.
             self.0.refresh().await?;
             let dataset = self.0.dataset().await?;
@@ -110,16 +113,17 @@ impl ChunkStatus {
                 position.searched.extend(placed.iter().map(|address| split_address(*address).0));
                 return Ok(Claim { rows, addresses: placed });
             }
-            tracing::debug!("somebody else was faster with a claim");
         }
-        Err(self.contended())
     }
 
     /// Extends the lease on what is still held of a claim; what is not is dropped from it.
     pub(crate) async fn renew(&self, claimant: &Claimant, claim: &mut Claim, now: Timestamp) -> Result<()> {
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::at(&self.0, "renew claims of");
+        loop {
+            attempts.next().await?;
             let (dataset, held) = self.held(claimant, claim).await?;
             if held.is_empty() {
+                tell_lost(claim.len(), 0);
                 *claim = Claim::default();
                 return Ok(());
             }
@@ -127,11 +131,11 @@ impl ChunkStatus {
             let rows: Vec<_> =
                 held.rows.into_iter().map(|row| StatusRow { lease_until: until, updated_at: now, ..row }).collect();
             if let Some(addresses) = self.0.replace_rows(&dataset, &held.addresses, encode(&rows, &self.0)?).await? {
+                tell_lost(claim.len(), rows.len());
                 *claim = Claim { rows, addresses };
                 return Ok(());
             }
         }
-        Err(self.contended())
     }
 
     /// Ends a claim: marks what is still held of it. Returns how many chunks that were.
@@ -142,7 +146,9 @@ impl ChunkStatus {
         outcome: impl Fn(&StatusRow) -> Outcome,
         now: Timestamp,
     ) -> Result<u64> {
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::at(&self.0, "end claims of");
+        loop {
+            attempts.next().await?;
             let (dataset, held) = self.held(claimant, claim).await?;
             if held.is_empty() {
                 return Ok(0);
@@ -153,7 +159,14 @@ impl ChunkStatus {
                 return Ok(count);
             }
         }
-        Err(self.contended())
+    }
+
+    /// Drops from a claim what is not held any more: taken over, or removed with its document.
+    pub(crate) async fn forget_lost(&self, claimant: &Claimant, claim: &mut Claim) -> Result<()> {
+        let held = self.held(claimant, claim).await?.1;
+        tell_lost(claim.len(), held.len());
+        *claim = held;
+        Ok(())
     }
 
     /// Reads due rows after the position, in storage order.
@@ -235,9 +248,11 @@ impl ChunkStatus {
         let (rows, addresses) = found.unzip();
         Ok(Claim { rows, addresses })
     }
+}
 
-    fn contended(&self) -> crate::error::Error {
-        self.0.error("update", "too many others write to it at the same time; try again")
+fn tell_lost(claimed: usize, held: usize) {
+    if held < claimed {
+        tracing::debug!(rows = claimed - held, "claims were lost meanwhile");
     }
 }
 

@@ -18,10 +18,6 @@ use lance_table::format::Fragment;
 use super::table::StoredTable;
 use crate::error::Result;
 
-/// Attempts of one such commit against other writers before it fails, as for a merge: four racing claimers need four at
-/// most; twenty leaves room for a busy bank.
-pub(super) const ATTEMPTS: u32 = 20;
-
 /// Rows that are written but belong to no version yet.
 #[derive(Clone, Debug)]
 pub(super) struct Uncommitted(Vec<Fragment>);

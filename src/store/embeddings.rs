@@ -1,7 +1,7 @@
 //! `embeddings__<embedder>`: one vector a chunk. Append and delete only; carries the index generations (see `index_build`, `index_search`).
-//! `emb_cache__<embedder>`: vectors by content, append only; a hash may stand there twice, with the same vector.
+//! `emb_cache__<embedder>`: vectors by content, append only; each hash once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow_array::types::Float32Type;
@@ -11,7 +11,8 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
 
-use super::commit::{ATTEMPTS, Uncommitted};
+use super::attempts::Attempts;
+use super::commit::Uncommitted;
 use super::documents::hash_at;
 use super::filter::Filter;
 use super::keys::KnownKeys;
@@ -79,7 +80,9 @@ impl Embeddings {
     /// that may be there already, after a crash or of a worker that lost its lease, are merged one by one.
     pub(crate) async fn insert(&self, rows: &[EmbeddingRow], known: &mut KnownKeys, now: Timestamp) -> Result<u64> {
         let mut written: Option<(usize, Uncommitted)> = None;
-        for _ in 0..ATTEMPTS {
+        let mut attempts = Attempts::at(&self.table, "append to");
+        loop {
+            attempts.next().await?;
             self.refresh().await?;
             let dataset = self.table.dataset().await?;
             known.catch_up(&self.table, &dataset).await?;
@@ -97,10 +100,8 @@ impl Embeddings {
                 let merged = self.table.insert_missing(&["id"], self.encode(&suspect, now)?).await?;
                 return Ok(absent.len() as u64 + merged);
             }
-            tracing::debug!(rows = absent.len(), "somebody else added vectors; looking again");
             written = Some((absent.len(), fragments));
         }
-        Err(self.table.error("append to", "too many others write to it at the same time; try again"))
     }
 
     fn encode(&self, rows: &[&EmbeddingRow], now: Timestamp) -> Result<RecordBatch> {
@@ -209,19 +210,67 @@ pub(crate) struct EmbeddingCache {
 }
 
 impl EmbeddingCache {
-    /// Adds vectors; the caller has looked which ones are missing.
-    pub(crate) async fn append(&self, vectors: &[(ContentHash, Arc<[f32]>)], now: Timestamp) -> Result<()> {
+    /// Adds vectors that the caller has found missing, but for those that others have added since `others` was made; returns
+    /// how many those are. So a text that two workers embedded at the same time, or one after its lease had run out, stands
+    /// in the cache once.
+    pub(crate) async fn insert(
+        &self,
+        vectors: &[(ContentHash, Arc<[f32]>)],
+        others: &mut KnownKeys,
+        now: Timestamp,
+    ) -> Result<usize> {
         if vectors.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let keyed: Vec<_> = vectors.iter().map(|(hash, vector)| (hash.to_string(), &**vector)).collect();
+        let mut written: Option<(usize, Uncommitted)> = None;
+        let mut attempts = Attempts::at(&self.table, "append to");
+        loop {
+            attempts.next().await?;
+            self.refresh().await?;
+            let dataset = self.table.dataset().await?;
+            others.catch_up(&self.table, &dataset).await?;
+            let suspect: Vec<_> = keyed.iter().map(|(hash, _)| hash).filter(|hash| others.contains(hash)).collect();
+            let stored = self.stored(&dataset, suspect).await?;
+            let absent: Vec<_> = keyed.iter().filter(|(hash, _)| !stored.contains(hash)).collect();
+            if absent.is_empty() {
+                return Ok(0);
+            }
+            // Nothing is taken out of the cache meanwhile: as many absent texts as before are the same texts.
+            let fragments = match written.take() {
+                Some((count, fragments)) if count == absent.len() => fragments,
+                _ => self.table.write(&dataset, self.encode(&absent, now)?).await?,
+            };
+            let hashes: Vec<_> = absent.iter().map(|(hash, _)| hash.as_str()).collect();
+            if self.table.insert_absent(&dataset, fragments.clone(), "content_hash", &hashes).await? {
+                return Ok(absent.len());
+            }
+            written = Some((absent.len(), fragments));
+        }
+    }
+
+    /// Which of these texts a version holds.
+    async fn stored(&self, dataset: &Arc<Dataset>, hashes: Vec<&String>) -> Result<HashSet<String>> {
+        let mut stored = HashSet::new();
+        if hashes.is_empty() {
+            return Ok(stored);
+        }
+        let wanted = Filter::In("content_hash", hashes.into_iter().cloned().collect());
+        for batch in self.table.scan_version_all(dataset, Scan::columns(&["content_hash"]).filter(wanted)).await? {
+            let hashes = Rows::new(self.table.name(), &batch).texts("content_hash")?;
+            stored.extend((0..batch.num_rows()).map(|row| hashes.value(row).to_owned()));
+        }
+        Ok(stored)
+    }
+
+    fn encode(&self, vectors: &[&(String, &[f32])], now: Timestamp) -> Result<RecordBatch> {
         let columns = vec![
-            Arc::new(StringArray::from_iter_values(vectors.iter().map(|(hash, _)| hash.to_string()))) as ArrayRef,
+            Arc::new(StringArray::from_iter_values(vectors.iter().map(|(hash, _)| hash))) as ArrayRef,
             Arc::new(TimestampMicrosecondArray::from_iter_values(vectors.iter().map(|_| now.0))),
-            vector_column(vectors.iter().map(|(_, vector)| &**vector), self.dimension, &self.table)?,
+            vector_column(vectors.iter().map(|(_, vector)| *vector), self.dimension, &self.table)?,
         ];
         let schema = schema::cache(width(self.dimension, &self.table)?);
-        let batch = RecordBatch::try_new(schema, columns).map_err(|e| self.table.error("encode rows of", e))?;
-        self.table.append(batch).await
+        RecordBatch::try_new(schema, columns).map_err(|e| self.table.error("encode rows of", e))
     }
 
     /// The vectors that are there, of those asked for.
@@ -255,6 +304,11 @@ impl EmbeddingCache {
     /// Nothing known yet about which texts have a vector.
     pub(crate) fn known(&self) -> KnownKeys {
         KnownKeys::of("content_hash")
+    }
+
+    /// What others add from now on; to be made before it is looked which vectors are missing.
+    pub(crate) async fn added_from_now_on(&self) -> Result<KnownKeys> {
+        Ok(KnownKeys::since("content_hash", &*self.table.dataset().await?))
     }
 
     /// Adds to `known` what any process has added since the last time.

@@ -31,9 +31,17 @@ pub(crate) struct GenerationRow {
 pub(crate) struct Generations(pub(super) StoredTable);
 
 impl Generations {
-    /// Adds the row, or replaces the one with the same id.
-    pub(crate) async fn put(&self, row: &GenerationRow) -> Result<()> {
-        self.0.upsert(&["id"], self.encode(row)?).await
+    /// Adds the row of a new generation.
+    pub(crate) async fn add(&self, row: &GenerationRow) -> Result<()> {
+        self.0.insert_missing(&["id"], self.encode(row)?).await.map(|_| ())
+    }
+
+    /// Replaces the row with the same id if its state still is `from`; returns whether it was. Somebody who took over the
+    /// maintenance may have moved it on, or removed it.
+    pub(crate) async fn advance(&self, row: &GenerationRow, from: &str) -> Result<bool> {
+        self.0.refresh().await?;
+        let unchanged = Filter::Eq("state", from.to_owned());
+        Ok(self.0.update_where(&["id"], &unchanged, self.encode(row)?).await? == 1)
     }
 
     /// All generations of one embedder, or of all, oldest first.

@@ -82,6 +82,13 @@ impl KnownKeys {
         Self { column, seen: SeenFragments::default(), keys: KeySet::default() }
     }
 
+    /// Knows nothing of the keys of this version, and will know those that come after it.
+    pub(super) fn since(column: &'static str, dataset: &Dataset) -> Self {
+        let mut known = Self::of(column);
+        known.seen.take_unseen(dataset);
+        known
+    }
+
     /// Whether the text may be in the version that was last caught up with.
     pub(crate) fn contains(&self, text: &str) -> bool {
         self.keys.contains(text)

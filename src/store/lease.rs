@@ -1,13 +1,19 @@
 //! The maintenance lease: building, compacting, dropping and cleaning up exclude each other across processes.
 //!
 //! Guarantees: one holder at a time; a holder that stops renewing loses it after [`LEASE`], a holder whose process is known
-//! to have ended loses it at once; it is given back when the guard is dropped.
+//! to have ended loses it at once; it is given back when the guard is dropped. A holder that comes too late, because it was
+//! stopped beyond its lease, is told so ([`check`](MaintenanceLease::check)), and what it decides in `meta` does not happen
+//! ([`compare_and_set`](MaintenanceLease::compare_and_set)).
+//!
+//! **How a late holder does no harm.** Between a check and a deed there is always a moment in which a process can be stopped.
+//! So what is to be removed is read first, the lease checked after that, and what was read is named by ids that are never
+//! used twice: whoever took over since works under other ids.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::meta::Meta;
+use super::meta::{Guard, Guarded, Meta};
 use super::worker::WorkerId;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, Result};
@@ -39,6 +45,7 @@ pub(crate) struct MaintenanceLease {
     meta: Meta,
     clock: Clock,
     owner: String,
+    purpose: String,
     renewal: tokio::task::JoinHandle<()>,
 }
 
@@ -63,7 +70,43 @@ impl MaintenanceLease {
             return Err(busy(&winner.unwrap_or(unknown)));
         }
         let renewal = tokio::spawn(renew(meta.clone(), clock.clone(), owner.clone(), purpose.to_owned()));
-        Ok(Self { meta: meta.clone(), clock: clock.clone(), owner, renewal })
+        Ok(Self { meta: meta.clone(), clock: clock.clone(), owner, purpose: purpose.to_owned(), renewal })
+    }
+
+    /// Fails if somebody else has taken the lease over.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`].
+    pub(crate) async fn check(&self) -> Result<()> {
+        match self.meta.get(KEY).await? {
+            Some(current) if self.is_ours(&current) => Ok(()),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// Sets a value of `meta` if it still is `expected` and the lease is still held, in one commit. Returns whether it was
+    /// `expected`.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`]; nothing was changed then.
+    pub(crate) async fn compare_and_set(&self, key: &str, expected: &str, value: &str) -> Result<bool> {
+        let holds = |current: &str| self.is_ours(current);
+        let guard = Guard { key: KEY, holds: &holds };
+        match self.meta.compare_and_set_guarded(key, expected, value, guard, self.clock.now()).await? {
+            Guarded::Set => Ok(true),
+            Guarded::Changed => Ok(false),
+            Guarded::Refused => Err(self.lost()),
+        }
+    }
+
+    /// What a step says that finds out by other signs that somebody else has taken over.
+    pub(crate) fn lost(&self) -> Error {
+        Error::LeaseLost { purpose: self.purpose.clone() }
+    }
+
+    /// Whether it ran out does not matter as long as nobody took it: taking it changes the value.
+    fn is_ours(&self, current: &str) -> bool {
+        parse(current).is_some_and(|holder| holder.owner == self.owner && holder.until > 0)
     }
 
     /// Gives the lease back and waits until that is written.

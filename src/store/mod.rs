@@ -5,6 +5,7 @@
 //! `RecordBatch`. Must not know: embedders, files, recall.
 
 mod acknowledged;
+mod attempts;
 mod chunk_status;
 mod claim;
 mod commit;

@@ -10,16 +10,13 @@ use arrow_array::RecordBatch;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use lance::Dataset;
-use lance::dataset::{MergeInsertBuilder, WhenMatched, WhenNotMatched, WriteMode, WriteParams};
+use lance::dataset::{DeleteBuilder, MergeInsertBuilder, WhenMatched, WhenNotMatched, WriteMode, WriteParams};
 use lance_file::version::LanceFileVersion;
 use lance_table::format::Fragment;
 
+use super::attempts::Attempts;
 use super::filter::Filter;
 use crate::error::{Error, Result};
-
-/// Attempts of one conditional write against other writers before it fails. Four racing claimers need four at most; twenty
-/// leaves room for a busy bank.
-const CONFLICT_RETRIES: u32 = 20;
 
 /// A handle on one table; cheap to clone, clones share the version that they see.
 #[derive(Clone, Debug)]
@@ -137,10 +134,20 @@ impl StoredTable {
 
     /// Removes the rows that meet the filter.
     pub(crate) async fn delete(&self, filter: &Filter) -> Result<()> {
-        let mut dataset = self.dataset().await?.as_ref().clone();
-        dataset.delete(&filter.to_sql()).await.map_err(|e| self.error("delete from", e))?;
-        self.adopt(dataset);
-        Ok(())
+        let mut attempts = Attempts::at(self, "delete from");
+        loop {
+            attempts.next().await?;
+            // Lance's own retries are silent.
+            let delete = DeleteBuilder::new(self.dataset().await?, filter.to_sql()).conflict_retries(0);
+            match delete.execute().await {
+                Ok(deleted) => {
+                    self.adopt(deleted.new_dataset.as_ref().clone());
+                    return Ok(());
+                }
+                Err(error) if is_conflict(&error) => self.refresh().await?,
+                Err(error) => return Err(self.error("delete from", error)),
+            }
+        }
     }
 
     /// Rows that meet the filter.
@@ -213,27 +220,39 @@ impl StoredTable {
             return Ok((0, 0));
         }
         let failed = |e| self.error("merge into", e);
-        let keys = key.iter().map(|k| (*k).to_owned()).collect();
-        let mut builder = MergeInsertBuilder::try_new(self.dataset().await?, keys).map_err(failed)?;
-        builder
-            .when_matched(matched)
-            .when_not_matched(not_matched)
-            .conflict_retries(CONFLICT_RETRIES)
-            // The join through a scalar index does not see rows that a racing writer inserted.
-            .use_index(false)
-            .skip_auto_cleanup(true);
-        let job = builder.try_build().map_err(failed)?;
-        let (dataset, stats) = job.execute_batches(vec![batch]).await.map_err(failed)?;
-        self.adopt(dataset.as_ref().clone());
-        if stats.num_attempts > 1 {
-            tracing::debug!(table = self.name(), attempts = stats.num_attempts, "write conflict retried");
+        let keys: Vec<_> = key.iter().map(|k| (*k).to_owned()).collect();
+        let mut attempts = Attempts::at(self, "merge into");
+        loop {
+            attempts.next().await?;
+            let mut builder = MergeInsertBuilder::try_new(self.dataset().await?, keys.clone()).map_err(failed)?;
+            builder
+                .when_matched(matched.clone())
+                .when_not_matched(not_matched.clone())
+                // Lance's own retries are silent.
+                .conflict_retries(0)
+                // The join through a scalar index does not see rows that a racing writer inserted.
+                .use_index(false)
+                .skip_auto_cleanup(true);
+            let job = builder.try_build().map_err(failed)?;
+            match job.execute_batches(vec![batch.clone()]).await {
+                Ok((dataset, stats)) => {
+                    self.adopt(dataset.as_ref().clone());
+                    return Ok((stats.num_inserted_rows, stats.num_updated_rows));
+                }
+                Err(error) if is_conflict(&error) => self.refresh().await?,
+                Err(error) => return Err(failed(error)),
+            }
         }
-        Ok((stats.num_inserted_rows, stats.num_updated_rows))
     }
 
     pub(super) fn error(&self, action: &'static str, source: impl Into<crate::error::BoxError>) -> Error {
         Error::Store { action, table: self.name.to_string(), source: source.into() }
     }
+}
+
+/// Whether another writer was faster, and the whole operation may succeed if it is done again.
+fn is_conflict(error: &lance::Error) -> bool {
+    matches!(error, lance::Error::RetryableCommitConflict { .. } | lance::Error::TooMuchWriteContention { .. })
 }
 
 /// Names a version: its number and the moment it was made, because a table that was lost and made again counts anew.

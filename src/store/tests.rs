@@ -300,3 +300,50 @@ async fn the_maintenance_lease_is_free_after_release_and_after_it_ran_out() {
     clock.advance(Duration::from_secs(61));
     acquire().await.unwrap().release().await.unwrap();
 }
+
+#[tokio::test]
+async fn what_a_late_holder_of_the_maintenance_lease_decides_does_not_happen() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let store = store(dir.path(), &clock).await;
+    let acquire = async || MaintenanceLease::acquire(&store.meta, &clock, "testing").await.unwrap();
+    assert!(store.meta.compare_and_set("k", None, "0", clock.now()).await.unwrap());
+    let first = acquire().await;
+    assert!(first.compare_and_set("k", "0", "1").await.unwrap());
+    assert!(!first.compare_and_set("k", "0", "2").await.unwrap(), "it is 1");
+    clock.advance(Duration::from_secs(61));
+    first.check().await.unwrap();
+    assert!(first.compare_and_set("k", "1", "2").await.unwrap(), "nobody has taken it");
+
+    let second = acquire().await;
+    assert!(matches!(first.check().await, Err(Error::LeaseLost { .. })));
+    assert!(matches!(first.compare_and_set("k", "2", "3").await, Err(Error::LeaseLost { .. })));
+    first.release().await.unwrap();
+    second.check().await.unwrap();
+    assert!(second.compare_and_set("k", "2", "4").await.unwrap());
+    assert_eq!(store.meta.get("k").await.unwrap().as_deref(), Some("4"));
+    second.release().await.unwrap();
+    acquire().await.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_text_that_another_worker_cached_meanwhile_is_not_cached_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(Timestamp(1_000_000));
+    let (one, two) = (store(dir.path(), &clock).await, store(dir.path(), &clock).await);
+    let (mine, theirs) = (one.cache(&embedder(), 2).await.unwrap(), two.cache(&embedder(), 2).await.unwrap());
+    let vectors = |numbers: std::ops::Range<usize>| -> Vec<(ContentHash, Arc<[f32]>)> {
+        numbers.map(|n| (ContentHash::of(&n.to_string()), vec![n as f32, 1.0].into())).collect()
+    };
+    let (mut seen_by_me, mut seen_by_them) =
+        (mine.added_from_now_on().await.unwrap(), theirs.added_from_now_on().await.unwrap());
+    assert_eq!(mine.insert(&vectors(0..10), &mut seen_by_me, clock.now()).await.unwrap(), 10);
+    assert_eq!(theirs.insert(&vectors(5..15), &mut seen_by_them, clock.now()).await.unwrap(), 5);
+    assert_eq!(theirs.insert(&vectors(0..15), &mut seen_by_them, clock.now()).await.unwrap(), 0);
+    mine.refresh().await.unwrap();
+    assert_eq!(mine.count().await.unwrap(), 15);
+    // What was there before is the caller's to know.
+    let mut later = mine.added_from_now_on().await.unwrap();
+    assert!(!later.contains(&ContentHash::of("3").to_string()));
+    assert_eq!(mine.insert(&vectors(20..21), &mut later, clock.now()).await.unwrap(), 1);
+}

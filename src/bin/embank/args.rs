@@ -136,6 +136,9 @@ pub struct SyncArgs {
     /// Embed at most so many chunks in one step [default: all; 50000 with --every, whose next step then follows at once]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+    /// After this time others take over what a worker has claimed that stopped without a sign [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub lease: Option<Duration>,
     // Last: the heading of flattened flags holds for all that follow.
     #[command(flatten)]
     pub ingest: IngestFlags,
@@ -185,11 +188,14 @@ pub struct BackfillArgs {
     /// Embed at most so many chunks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+    /// After this time others take over what a worker has claimed that stopped without a sign [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub lease: Option<Duration>,
     /// Try failed chunks again now, whenever they are due
     #[arg(long)]
     pub retry_errors: bool,
     /// Only say how many texts and tokens there are to embed, and what that would cost
-    #[arg(long, conflicts_with_all = ["limit", "retry_errors"])]
+    #[arg(long, conflicts_with_all = ["limit", "lease", "retry_errors"])]
     pub dry_run: bool,
 }
 

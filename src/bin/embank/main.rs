@@ -120,7 +120,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
     use embank::Error;
     match error.downcast_ref() {
         Some(Error::RecallTooLow { .. }) => REFUSED,
-        Some(Error::Busy { .. }) => BUSY,
+        Some(Error::Busy { .. } | Error::LeaseLost { .. }) => BUSY,
         Some(
             Error::InvalidSetting { .. }
             | Error::InvalidFilter { .. }

@@ -39,7 +39,8 @@ pub async fn backfill(session: &Session, args: BackfillArgs) -> anyhow::Result<E
         return Ok(Exit::Done);
     }
     let errors = if args.retry_errors { RetryErrors::Now } else { RetryErrors::WhenDue };
-    let report = bank.backfill(BackfillOptions { limit: args.limit, errors }).await?;
+    let lease = args.lease.unwrap_or(BackfillOptions::default().lease);
+    let report = bank.backfill(BackfillOptions { limit: args.limit, errors, lease }).await?;
     session.display().clear();
     if session.output().is_json() {
         session.output().json(&report)?;

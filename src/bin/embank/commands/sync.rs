@@ -57,9 +57,10 @@ struct Tick {
 }
 
 async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64>) -> anyhow::Result<Tick> {
+    let defaults = BackfillOptions::default();
     let options = SyncOptions {
         ingest: session.settings().ingest(&args.ingest),
-        backfill: BackfillOptions { limit, ..BackfillOptions::default() },
+        backfill: BackfillOptions { limit, lease: args.lease.unwrap_or(defaults.lease), ..defaults },
         build: BuildOptions { kind: session.settings().kind(args.kind), ..BuildOptions::default() },
         validate: session.settings().validation(args.min_recall),
         housekeeping: session.settings().housekeeping(),
