@@ -5,11 +5,12 @@ EMBANK := $(TARGET)/release/embank
 DEMO   := $(TARGET)/demo-bank
 MODEL  := all-minilm-l6-v2
 
-.PHONY: help demo test eval setup build model lint deny fuzz bench-embed bench-pipeline bench-race
+.PHONY: help demo test torture eval setup build model lint deny fuzz bench-embed bench-pipeline bench-race
 
 help:
 	@echo "make demo   embed dev_data/docs with a real model, build an index, ask three questions"
 	@echo "make test   all tests"
+	@echo "make torture   1,000 kills at random moments, each compared with a run left alone; SEED=n, KILLS=n"
 	@echo "make eval   nDCG@10 and recall@10 on dev_data's judgements"
 	@echo "make lint   format, clippy and rustdoc, as CI does"
 	@echo "make deny   licences, sources and advisories of the dependencies, by deny.toml"
@@ -42,6 +43,9 @@ eval: model
 
 test: model
 	cargo test --release --locked
+
+torture: build
+	scripts/torture.py $(EMBANK) --kills $(or $(KILLS),1000) --seed $(or $(SEED),1)
 
 lint: setup
 	cargo fmt --all -- --check
