@@ -83,7 +83,7 @@ impl Reader {
                 }
             }
             let looked_up: Vec<_> = looked_up.into_iter().collect();
-            let claimed = Claimed { number, claim, passages, looked_up, texts: texts.len() };
+            let claimed = Claimed { number, claim, claimed_at: now, passages, looked_up, texts: texts.len() };
             if self.claims.send(claimed).await.is_err() || self.texts.send(Texts { number, texts }).await.is_err() {
                 break;
             }

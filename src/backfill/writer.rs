@@ -33,6 +33,8 @@ type Vectors = HashMap<ContentHash, Arc<[f32]>>;
 pub(super) struct Claimed {
     pub(super) number: u64,
     pub(super) claim: Claim,
+    /// When its lease began.
+    pub(super) claimed_at: Timestamp,
     pub(super) passages: Passages,
     /// Texts whose vector will be in the cache once the batches before this one are written.
     pub(super) looked_up: Vec<ContentHash>,
@@ -88,7 +90,7 @@ impl Writer {
                 // A batch is announced before its first answer, and must be known by then.
                 biased;
                 claimed = self.claims.recv(), if is_reading => match claimed {
-                    Some(claimed) => self.open(&mut open, claimed),
+                    Some(claimed) => Self::open(&mut open, claimed),
                     None => is_reading = false,
                 },
                 answer = self.answers.recv(), if is_calling => match answer {
@@ -104,6 +106,8 @@ impl Writer {
                 self.shared.batch.adapt(rows, committed_at.elapsed());
                 committed_at = Instant::now();
                 self.backfill.compact_if_worthwhile().await?;
+                // Those behind it have waited for all of that.
+                self.renew(&mut open).await?;
             }
         }
         // Left over where the other stages failed: given back.
@@ -113,10 +117,10 @@ impl Writer {
         Ok(self.written)
     }
 
-    fn open(&self, open: &mut VecDeque<Open>, batch: Claimed) {
+    fn open(open: &mut VecDeque<Open>, batch: Claimed) {
         open.push_back(Open {
             awaited: batch.texts,
-            renewed_at: self.backfill.store.clock().now(),
+            renewed_at: batch.claimed_at,
             vectors: Vectors::with_capacity(batch.passages.len()),
             failures: HashMap::new(),
             batch,
@@ -129,7 +133,7 @@ impl Writer {
         let (mut fresh, mut next) = (Vec::new(), Some(answer));
         while let Some(Answer { number, answers }) = next.take() {
             while let Ok(claimed) = self.claims.try_recv() {
-                self.open(open, claimed);
+                Self::open(open, claimed);
             }
             let report = &mut self.written.report;
             if let Some(batch) = open.iter_mut().find(|batch| batch.batch.number == number) {

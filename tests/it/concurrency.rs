@@ -128,7 +128,8 @@ async fn a_running_backfill_takes_up_new_documents_and_never_takes_them_for_dele
     assert!(contents.status.iter().all(|row| row.1 == ChunkState::Ready));
 }
 
-/// The fake embedder at which every call takes a minute, and in whose calls another worker looks for work.
+/// The fake embedder at which every small call takes 20 seconds, and in whose calls another worker looks for work. A batch
+/// takes longer than a lease; the few calls that end while the writer is in one commit do not.
 struct Slow {
     fake: FakeEmbedder,
     clock: embank::Clock,
@@ -146,8 +147,12 @@ impl Embedder for Slow {
         self.fake.token_counter()
     }
 
+    fn texts_per_call(&self) -> usize {
+        64
+    }
+
     async fn embed(&self, kind: TextKind, texts: &[String]) -> embank::Result<Vec<Embedded>> {
-        self.clock.advance(std::time::Duration::from_secs(60));
+        self.clock.advance(std::time::Duration::from_secs(20));
         let limit = BackfillOptions { limit: Some(50), ..BackfillOptions::default() };
         let report = self.other.backfill(limit).await?;
         self.others.fetch_add(report.ready, std::sync::atomic::Ordering::SeqCst);
