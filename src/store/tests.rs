@@ -136,7 +136,7 @@ async fn a_claim_whose_rows_were_moved_by_a_compaction_is_renewed_and_finished_a
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::manual(Timestamp(1_000_000));
     let store = store(dir.path(), &clock).await;
-    for some in ids(80).chunks(2) {
+    for some in ids(100).chunks(2) {
         store.status.insert_new(&embedder(), some, clock.now()).await.unwrap();
     }
     let worker = claimant();
@@ -144,7 +144,7 @@ async fn a_claim_whose_rows_were_moved_by_a_compaction_is_renewed_and_finished_a
     assert!(store.compact("status").await.unwrap());
     store.status.renew(&worker, &mut claimed, clock.now()).await.unwrap();
     assert_eq!(claimed.len(), 20);
-    for some in ids(200)[80..].chunks(2) {
+    for some in ids(200)[100..].chunks(2) {
         store.status.insert_new(&embedder(), some, clock.now()).await.unwrap();
     }
     assert!(store.compact("status").await.unwrap());
