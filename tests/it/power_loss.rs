@@ -5,13 +5,15 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use embank::{
     BackfillOptions, Bank, BankContents, BankOptions, BuildOptions, ChunkState, Durability, HousekeepingOptions,
     IndexKind, IndexOutcome, MendKind, SearchOptions, StoreOptions, SyncOptions, ValidateOptions,
 };
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 
 use crate::harness::{Place, build, sentence};
 
@@ -356,8 +358,14 @@ impl std::io::Write for PowerCuts {
     }
 }
 
+/// While one subscriber alone was ever registered, `tracing` asks the thread that first reaches a callsite whether it is of
+/// interest, and keeps the answer for all threads: a test beside these would switch the engine's log off for them. With a
+/// second one it asks both.
+static SECOND_SUBSCRIBER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+
 /// Runs a whole life with syncs, and returns what was recorded of it.
 async fn recorded(place: &Place) -> PowerCuts {
+    LazyLock::force(&SECOND_SUBSCRIBER);
     let cuts = PowerCuts::of(place);
     let writer = cuts.clone();
     let log = tracing_subscriber::fmt()
@@ -367,6 +375,8 @@ async fn recorded(place: &Place) -> PowerCuts {
         .finish();
     let _guard = tracing::subscriber::set_default(log);
     let bank = Bank::open_or_create(place.bank_dir(), Arc::new(place.fake.clone()), durable(place)).await.unwrap();
+    // A callsite that another test was registering at that moment knows of this subscriber from here on.
+    tracing::callsite::rebuild_interest_cache();
     bank.ingest(&[place.docs()], Default::default()).await.unwrap();
     bank.backfill(BackfillOptions { limit: Some(120), ..Default::default() }).await.unwrap();
     sync(&bank, place).await;
