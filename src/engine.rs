@@ -3,30 +3,25 @@
 //! A bank is a cheap handle. It owns no threads and no state but its tables, so any number of handles and processes may work
 //! on one directory at once.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::stream::BoxStream;
 use serde::Serialize;
 
 use crate::backfill::{Backfill, BackfillOptions, BackfillReport};
 use crate::clock::Clock;
 use crate::embed::{Embedder, Estimate};
 use crate::error::{Error, Result};
-use crate::id::{ChunkId, EmbedderId, GenerationId};
-use crate::index::{Activation, BuildOptions, Built, Generation, Indexing, ValidateOptions, Validated};
+use crate::id::EmbedderId;
+use crate::index::Indexing;
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
 use crate::ledger::BankLedger;
 use crate::memory::{MemoryLimit, RowShape};
 use crate::progress::{Cancel, Listener};
 use crate::search::{ActiveIndex, Search, SearchOptions, SearchResult};
-use crate::store::{
-    DocumentRow, EmbeddingCache, Embeddings, FailedChunks, FailureGroup, Mend, RetryReport, RunRow, StatusCounts,
-    StatusRow, Store, StoreOptions, TableSize,
-};
+use crate::store::{EmbeddingCache, Embeddings, Mend, RunRow, Store, StoreOptions};
 
 /// What a method of [`Bank`] returns: a future, to be awaited.
 ///
@@ -62,52 +57,6 @@ pub struct Bank {
     memory: MemoryLimit,
     listener: Listener,
     cancel: Cancel,
-}
-
-/// The state of a bank, for people and scripts.
-#[derive(Clone, Debug, Serialize)]
-pub struct BankStatus {
-    /// The bank's directory.
-    pub bank: PathBuf,
-    /// The embedder that this handle looks through.
-    pub embedder: EmbedderId,
-    /// Chunks in the bank.
-    pub chunks: u64,
-    /// Chunks of every embedder, by state.
-    pub status: Vec<EmbedderStatus>,
-    /// Rows of this embedder's cache.
-    pub cached: u64,
-    /// What search follows.
-    pub active: Option<Generation>,
-    /// Vectors that are newer than the active index; they are searched flat.
-    pub newer_than_index: u64,
-    /// What this handle found damaged, and mended; see [`Bank::mends`].
-    pub mended: Vec<Mend>,
-    /// Files that were ever set aside in mending, below the bank's directory. They can be deleted.
-    pub set_aside: Vec<PathBuf>,
-    /// Every table.
-    pub tables: Vec<TableSize>,
-    /// Bytes of the whole bank.
-    pub bytes: u64,
-}
-
-/// What could not be embedded, and why.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Failures {
-    /// By cause, the most frequent first.
-    pub causes: Vec<FailureGroup>,
-    /// The documents of the chunks that are named as examples.
-    pub doc_paths: HashMap<ChunkId, String>,
-}
-
-/// One embedder's chunks.
-#[derive(Clone, Debug, Serialize)]
-pub struct EmbedderStatus {
-    /// The embedder.
-    pub embedder: EmbedderId,
-    /// Its chunks by state.
-    #[serde(flatten)]
-    pub counts: StatusCounts,
 }
 
 impl Bank {
@@ -230,70 +179,6 @@ impl Bank {
         Box::pin(async move { self.backfilling().estimate().await })
     }
 
-    /// Builds the next index generation. It serves nothing before it is validated and activated.
-    ///
-    /// # Errors
-    /// [`Error::Busy`], [`Error::CannotBuild`], [`Error::Cancelled`].
-    pub fn build_index(&self, options: BuildOptions) -> Pending<'_, Built> {
-        Box::pin(async move { self.indexing().build(options).await })
-    }
-
-    /// Measures the recall of a built generation and lets it pass, or not.
-    ///
-    /// # Errors
-    /// [`Error::RecallTooLow`]: the active generation stays what it was.
-    pub fn validate(&self, built: Built, options: ValidateOptions) -> Pending<'_, Validated> {
-        Box::pin(async move { self.indexing().validate(built, &options).await })
-    }
-
-    /// Builds and validates; with [`IndexKind::Auto`](crate::IndexKind::Auto) IVF_PQ is tried where HNSW is refused.
-    ///
-    /// # Errors
-    /// As [`Bank::build_index`] and [`Bank::validate`].
-    pub fn build_validated(&self, build: BuildOptions, validate: ValidateOptions) -> Pending<'_, Validated> {
-        Box::pin(async move { self.indexing().build_validated(build, &validate).await })
-    }
-
-    /// Moves the pointer that search follows to a validated generation.
-    ///
-    /// # Errors
-    /// [`Error::PointerMoved`] if another process was faster.
-    pub fn activate(&self, validated: Validated) -> Pending<'_, Activation> {
-        Box::pin(async move { self.indexing().activate(validated).await })
-    }
-
-    /// Leaves a validated generation ready, for [`Bank::activate_generation`] later.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn set_aside(&self, validated: Validated) -> Pending<'_, GenerationId> {
-        Box::pin(async move { self.indexing().set_aside(validated).await })
-    }
-
-    /// Moves the pointer to a generation that passed validation earlier.
-    ///
-    /// # Errors
-    /// [`Error::WrongState`] for one that never passed.
-    pub fn activate_generation<'a>(&'a self, id: &'a GenerationId) -> Pending<'a, Activation> {
-        Box::pin(async move { self.indexing().activate_stored(id).await })
-    }
-
-    /// Returns to the generation that was active before.
-    ///
-    /// # Errors
-    /// [`Error::WrongState`] if there is none.
-    pub fn rollback(&self) -> Pending<'_, Activation> {
-        Box::pin(async move { self.indexing().rollback().await })
-    }
-
-    /// All generations of this embedder, oldest first.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn generations(&self) -> Pending<'_, Vec<Generation>> {
-        Box::pin(async move { self.indexing().list().await })
-    }
-
     /// Answers a question.
     ///
     /// # Errors
@@ -311,117 +196,6 @@ impl Bank {
     /// As [`Bank::search`].
     pub fn search_vector<'a>(&'a self, query: &'a [f32], options: &'a SearchOptions) -> Pending<'a, SearchResult> {
         Box::pin(async move { self.searching().await?.vector(query, options).await })
-    }
-
-    /// Counts, sizes, and what is active.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn status(&self) -> Pending<'_, BankStatus> {
-        Box::pin(async move {
-            self.store.refresh().await?;
-            self.embeddings.refresh().await?;
-            self.cache.refresh().await?;
-            let active = self.indexing().active().await?;
-            let mut status: Vec<_> = self.store.status.counts().await?.into_iter().collect();
-            status.sort_by(|a, b| a.0.cmp(&b.0));
-            let tables = self.store.sizes().await?;
-            Ok(BankStatus {
-                bank: self.root().to_owned(),
-                embedder: self.embedder_id.clone(),
-                chunks: self.store.documents.count().await?,
-                status: status.into_iter().map(|(embedder, counts)| EmbedderStatus { embedder, counts }).collect(),
-                cached: self.cache.count().await?,
-                newer_than_index: self.newer_than(active.as_ref()).await?,
-                active,
-                mended: self.mends(),
-                set_aside: self.store.set_aside()?,
-                bytes: tables.iter().map(|table| table.bytes).sum(),
-                tables,
-            })
-        })
-    }
-
-    /// Failed chunks, at most `limit`.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn errors(&self, limit: usize) -> Pending<'_, Vec<StatusRow>> {
-        Box::pin(async move { self.store.status.errors(&self.embedder_id, limit).await })
-    }
-
-    /// Failed chunks by cause, the most frequent first, with the documents of the examples.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn failures(&self) -> Pending<'_, Failures> {
-        Box::pin(async move {
-            self.store.refresh().await?;
-            let causes = self.store.status.failure_groups(&self.embedder_id).await?;
-            let ids: Vec<_> = causes.iter().flat_map(|cause| cause.examples.iter().cloned()).collect();
-            let documents = self.store.documents.get(&ids).await?;
-            let doc_paths = documents.into_iter().map(|(id, row)| (id, row.doc_path)).collect();
-            Ok(Failures { causes, doc_paths })
-        })
-    }
-
-    /// Makes failed chunks due at once, as if they had never been tried: the next backfill embeds them.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn retry(&self, which: FailedChunks) -> Pending<'_, RetryReport> {
-        Box::pin(async move {
-            let report = self.backfilling().retry(&which).await?;
-            self.store.acknowledge().await?;
-            Ok(report)
-        })
-    }
-
-    /// All chunks in storage order, streamed.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn documents(&self) -> Pending<'_, BoxStream<'static, Result<Vec<DocumentRow>>>> {
-        Box::pin(async move {
-            self.store.refresh().await?;
-            self.store.documents.rows().await
-        })
-    }
-
-    /// What earlier runs did, oldest first.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub fn runs(&self) -> Pending<'_, Vec<RunRow>> {
-        Box::pin(async move { self.store.runs.list().await })
-    }
-
-    /// What the policy of [`crate::schedule`] decides by.
-    pub(crate) async fn index_statistics(&self) -> Result<crate::schedule::IndexStatistics> {
-        self.embeddings.refresh().await?;
-        let active = self.indexing().active().await?;
-        let lost = match &active {
-            Some(generation) if !self.indexing().has_its_index(generation).await? => Some(generation.id.clone()),
-            _ => None,
-        };
-        Ok(crate::schedule::IndexStatistics {
-            rows: self.embeddings.count().await?,
-            active: match &active {
-                Some(generation) if lost.is_none() => Some(crate::schedule::ActiveStatistics {
-                    rows_at_build: generation.rows,
-                    newer: self.newer_than(active.as_ref()).await?,
-                    kind: generation.index_kind(),
-                }),
-                _ => None,
-            },
-            lost,
-        })
-    }
-
-    async fn newer_than(&self, active: Option<&Generation>) -> Result<u64> {
-        let Some(generation) = active.filter(|generation| generation.spec.is_some()) else { return Ok(0) };
-        let snapshot = self.embeddings.snapshot().await?;
-        Ok(self.embeddings.coverage(&snapshot, &generation.id).await?.map_or(0, |coverage| coverage.newer))
     }
 
     async fn searching(&self) -> Result<Search> {
@@ -451,7 +225,7 @@ impl Bank {
         })
     }
 
-    fn backfilling(&self) -> Backfill {
+    pub(crate) fn backfilling(&self) -> Backfill {
         Backfill {
             store: self.store.clone(),
             embedder: self.embedder.clone(),

@@ -58,10 +58,12 @@ mod failure;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod generations;
 mod housekeeping;
 mod id;
 mod index;
 mod ingest;
+mod inspect;
 mod kernels;
 mod ledger;
 mod memory;
@@ -78,7 +80,7 @@ pub use backfill::{BackfillOptions, BackfillReport, ChunkFailure, ReconcileRepor
 pub use clock::{Clock, Timestamp};
 pub use contents::{BankContents, BankDigest, TableDigest};
 pub use doctor::{CheckReport, DoctorOptions, DoctorReport, Repair, Severity};
-pub use engine::{Bank, BankOptions, BankStatus, EmbedderStatus, Failures, Pending};
+pub use engine::{Bank, BankOptions, Pending};
 pub use error::{BoxError, Error, Result};
 pub use failure::FailureKind;
 pub use housekeeping::{HousekeepingFailure, HousekeepingOptions, HousekeepingReport, HousekeepingStep};
@@ -88,6 +90,7 @@ pub use index::{
     SpecOverrides, TriedSettings, ValidateOptions, Validated,
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
+pub use inspect::{BankStatus, EmbedderStatus, Failures};
 pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
 pub use search::{Grouping, Hit, SearchFilter, SearchOptions, SearchResult};
 pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};

@@ -73,7 +73,7 @@ impl Look {
         for StoredGeneration { id, state, has_index, .. } in generations {
             let index = indexes.iter().find(|index| index.name == id.as_str());
             match state {
-                GenerationState::Building | GenerationState::Validating if !is_maintained => {
+                state if state.is_unfinished() && !is_maintained => {
                     let reason = format!("interrupted while {}", state.label());
                     let cures = give_up(embedder, id, &reason, index);
                     self.find(&checks::INTERRUPTED_BUILDS, id.to_string(), cures);

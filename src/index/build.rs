@@ -158,7 +158,7 @@ impl Indexing {
         lease.check().await?;
         for row in rows {
             let mut record = Record::from_row(&row)?;
-            if matches!(record.state, GenerationState::Building | GenerationState::Validating) {
+            if record.state.is_unfinished() {
                 let reason = format!("interrupted while {}", record.state.label());
                 self.fail(&row.id, &mut record, reason).await?;
             }
@@ -171,9 +171,7 @@ impl Indexing {
 fn default_settings(spec: Option<&IndexSpec>) -> QuerySettings {
     match spec {
         None => QuerySettings::default(),
-        Some(IndexSpec::IvfPq { partitions, .. } | IndexSpec::Hnsw { partitions, .. }) => {
-            QuerySettings { nprobes: Some(*partitions), ef: None, refine_factor: Some(1) }
-        }
+        Some(spec) => QuerySettings { nprobes: Some(spec.partitions()), ef: None, refine_factor: Some(1) },
     }
 }
 

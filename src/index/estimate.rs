@@ -24,6 +24,9 @@ const GRAPH_BYTES: u64 = 24;
 /// The same for inverted lists, beside the sample.
 const IVF_PQ_QUARTERS: u64 = 4;
 
+/// Vectors for each list that training samples (Faiss's number too).
+const SAMPLE_RATE: u64 = 256;
+
 /// Copies of the training sample: our own, and that of k-means.
 const SAMPLE_COPIES: u64 = 2;
 
@@ -37,12 +40,12 @@ pub(super) fn build_bytes(spec: Option<&IndexSpec>, rows: u64, dimension: usize)
     let vectors = raw(rows, dimension);
     match spec {
         None => FLAT_BYTES,
-        Some(IndexSpec::Hnsw { edges, .. }) => {
+        Some(IndexSpec::Hnsw { edges, .. } | IndexSpec::HnswPq { edges, .. } | IndexSpec::HnswFlat { edges, .. }) => {
             let graph = rows.saturating_mul(*edges as u64).saturating_mul(GRAPH_BYTES);
             (vectors / 4).saturating_mul(HNSW_QUARTERS).saturating_add(graph).saturating_add(WORK_BYTES)
         }
-        Some(IndexSpec::IvfPq { partitions, sample_rate, .. }) => {
-            let sampled = (*partitions as u64).saturating_mul(*sample_rate as u64).min(rows);
+        Some(spec @ (IndexSpec::IvfFlat { .. } | IndexSpec::IvfPq { .. } | IndexSpec::IvfRq { .. })) => {
+            let sampled = (spec.partitions() as u64).saturating_mul(SAMPLE_RATE).min(rows);
             let sample = raw(sampled, dimension).saturating_mul(SAMPLE_COPIES);
             (vectors / 4).saturating_mul(IVF_PQ_QUARTERS).saturating_add(sample).saturating_add(WORK_BYTES)
         }

@@ -17,7 +17,9 @@ use crate::store::{GenerationRow, IndexSpec, QuerySettings};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GenerationState {
-    /// The index is being trained and built.
+    /// What the index is made with is being learnt from a sample.
+    Training,
+    /// The index is being built.
     Building,
     /// Its recall is being measured.
     Validating,
@@ -35,6 +37,7 @@ impl GenerationState {
     /// The state as a word.
     pub fn label(self) -> &'static str {
         match self {
+            Self::Training => "training",
             Self::Building => "building",
             Self::Validating => "validating",
             Self::Ready => "ready",
@@ -44,11 +47,18 @@ impl GenerationState {
         }
     }
 
+    /// Whether somebody must be at work on it, or has been interrupted.
+    pub(crate) fn is_unfinished(self) -> bool {
+        matches!(self, Self::Training | Self::Building | Self::Validating)
+    }
+
     /// Whether a stored state may follow another one.
     pub(super) fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
-            (Self::Building, Self::Validating | Self::Failed) | (Self::Validating, Self::Ready | Self::Failed)
+            (Self::Training, Self::Building | Self::Failed)
+                | (Self::Building, Self::Validating | Self::Failed)
+                | (Self::Validating, Self::Ready | Self::Failed)
         )
     }
 }
@@ -60,7 +70,7 @@ pub struct Generation {
     pub id: GenerationId,
     /// Where it stands.
     pub state: GenerationState,
-    /// Its kind: `flat`, `ivf-pq`, `hnsw`.
+    /// Its kind: `flat`, `ivf-flat`, `ivf-pq`, `ivf-rq`, `hnsw`, `hnsw-pq`, `hnsw-flat`.
     pub kind: String,
     /// The index parameters; `None` for flat.
     pub spec: Option<IndexSpec>,
@@ -159,8 +169,12 @@ impl Generation {
     pub(crate) fn index_kind(&self) -> IndexKind {
         match self.spec {
             None => IndexKind::Flat,
+            Some(IndexSpec::IvfFlat { .. }) => IndexKind::IvfFlat,
             Some(IndexSpec::IvfPq { .. }) => IndexKind::IvfPq,
+            Some(IndexSpec::IvfRq { .. }) => IndexKind::IvfRq,
             Some(IndexSpec::Hnsw { .. }) => IndexKind::Hnsw,
+            Some(IndexSpec::HnswPq { .. }) => IndexKind::HnswPq,
+            Some(IndexSpec::HnswFlat { .. }) => IndexKind::HnswFlat,
         }
     }
 
@@ -196,8 +210,15 @@ mod tests {
 
     #[test]
     fn the_whole_transition_table() {
-        let allowed = [(Building, Validating), (Building, Failed), (Validating, Ready), (Validating, Failed)];
-        let all = [Building, Validating, Ready, Active, Retired, Failed];
+        let allowed = [
+            (Training, Building),
+            (Training, Failed),
+            (Building, Validating),
+            (Building, Failed),
+            (Validating, Ready),
+            (Validating, Failed),
+        ];
+        let all = [Training, Building, Validating, Ready, Active, Retired, Failed];
         for from in all {
             for to in all {
                 assert_eq!(from.may_become(to), allowed.contains(&(from, to)), "{from:?} → {to:?}");

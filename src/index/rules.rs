@@ -11,10 +11,18 @@ pub enum IndexKind {
     Auto,
     /// No index: every query looks at every vector.
     Flat,
+    /// Inverted lists of whole vectors.
+    IvfFlat,
     /// Inverted lists with product quantisation.
     IvfPq,
+    /// Inverted lists with a few bits for each dimension.
+    IvfRq,
     /// A graph with scalar quantisation.
     Hnsw,
+    /// A graph with product quantisation.
+    HnswPq,
+    /// A graph of whole vectors.
+    HnswFlat,
 }
 
 impl IndexKind {
@@ -23,8 +31,12 @@ impl IndexKind {
         match self {
             Self::Auto => "auto",
             Self::Flat => "flat",
+            Self::IvfFlat => "ivf-flat",
             Self::IvfPq => "ivf-pq",
+            Self::IvfRq => "ivf-rq",
             Self::Hnsw => "hnsw",
+            Self::HnswPq => "hnsw-pq",
+            Self::HnswFlat => "hnsw-flat",
         }
     }
 }
@@ -58,6 +70,10 @@ pub(super) fn spec_for(kind: IndexKind, rows: u64, dimension: usize, set: &SpecO
         IndexKind::Auto if rows < FLAT_BELOW => None,
         IndexKind::Auto if rows <= HNSW_UP_TO => Some(hnsw(set)),
         IndexKind::Hnsw => Some(hnsw(set)),
+        IndexKind::IvfFlat => Some(IndexSpec::IvfFlat { partitions: lists(rows, set) }),
+        IndexKind::IvfRq => Some(IndexSpec::IvfRq { partitions: lists(rows, set), bits: set.bits.unwrap_or(1) }),
+        IndexKind::HnswPq => Some(hnsw_pq(rows, dimension, set)),
+        IndexKind::HnswFlat => Some(hnsw_flat(set)),
         IndexKind::Auto | IndexKind::IvfPq => Some(ivf_pq(rows, dimension, set)),
     }
 }
@@ -77,15 +93,45 @@ fn hnsw(set: &SpecOverrides) -> IndexSpec {
 ///
 /// Below 256 rows an odd number of dimensions has no such index: codes of 4 bits come in pairs.
 fn ivf_pq(rows: u64, dimension: usize, set: &SpecOverrides) -> IndexSpec {
-    let rows = usize::try_from(rows).unwrap_or(usize::MAX);
     IndexSpec::IvfPq {
-        // A list of fewer than 39 vectors trains badly (Faiss warns below that).
-        partitions: set.partitions.unwrap_or_else(|| rows.isqrt().min(rows / 39).max(1)),
-        sub_vectors: set.sub_vectors.unwrap_or_else(|| largest_divisor_up_to(dimension, (dimension / 8).max(1))),
-        bits: set.bits.unwrap_or(if rows >= 256 { 8 } else { 4 }),
+        partitions: lists(rows, set),
+        sub_vectors: sub_vectors(dimension, set),
+        bits: code_bits(rows, set),
         // Faiss samples 256 points per centroid.
         sample_rate: 256,
         max_iterations: 50,
+    }
+}
+
+/// √rows; a list of fewer than 39 vectors trains badly (Faiss warns below that).
+fn lists(rows: u64, set: &SpecOverrides) -> usize {
+    let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+    set.partitions.unwrap_or_else(|| rows.isqrt().min(rows / 39).max(1))
+}
+
+fn sub_vectors(dimension: usize, set: &SpecOverrides) -> usize {
+    set.sub_vectors.unwrap_or_else(|| largest_divisor_up_to(dimension, (dimension / 8).max(1)))
+}
+
+fn code_bits(rows: u64, set: &SpecOverrides) -> usize {
+    set.bits.unwrap_or(if rows >= 256 { 8 } else { 4 })
+}
+
+fn hnsw_pq(rows: u64, dimension: usize, set: &SpecOverrides) -> IndexSpec {
+    IndexSpec::HnswPq {
+        partitions: set.partitions.unwrap_or(1),
+        edges: set.edges.unwrap_or(20),
+        ef_construction: set.ef_construction.unwrap_or(150),
+        sub_vectors: sub_vectors(dimension, set),
+        bits: code_bits(rows, set),
+    }
+}
+
+fn hnsw_flat(set: &SpecOverrides) -> IndexSpec {
+    IndexSpec::HnswFlat {
+        partitions: set.partitions.unwrap_or(1),
+        edges: set.edges.unwrap_or(20),
+        ef_construction: set.ef_construction.unwrap_or(150),
     }
 }
 

@@ -73,9 +73,12 @@ impl Indexing {
 /// Settings worth measuring for an index that is asked for `k` neighbours, cheap ones first.
 fn candidates(spec: &IndexSpec, fixed: &FixedSettings, k: usize) -> Vec<QuerySettings> {
     let refines = fixed.refine_factor.map_or_else(|| vec![1, 2, 5, 10, 20], |r| vec![r]);
-    let (probes, efs) = match *spec {
-        IndexSpec::IvfPq { partitions, .. } => (list_counts(partitions), vec![None]),
-        IndexSpec::Hnsw { partitions, .. } => (list_counts(partitions), vec![Some(32), Some(64), Some(128), Some(256)]),
+    let probes = list_counts(spec.partitions());
+    let efs = match spec {
+        IndexSpec::IvfFlat { .. } | IndexSpec::IvfPq { .. } | IndexSpec::IvfRq { .. } => vec![None],
+        IndexSpec::Hnsw { .. } | IndexSpec::HnswPq { .. } | IndexSpec::HnswFlat { .. } => {
+            vec![Some(32), Some(64), Some(128), Some(256)]
+        }
     };
     let probes = fixed.nprobes.map_or(probes, |n| vec![n]);
     let efs = fixed.ef.map_or(efs, |ef| vec![Some(ef)]);

@@ -35,6 +35,11 @@ const CANCEL_POLL: std::time::Duration = std::time::Duration::from_millis(200);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum IndexSpec {
+    /// Inverted lists over whole vectors.
+    IvfFlat {
+        /// Inverted lists.
+        partitions: usize,
+    },
     /// Inverted lists over product-quantised vectors.
     IvfPq {
         /// Inverted lists.
@@ -48,8 +53,37 @@ pub enum IndexSpec {
         /// k-means iterations at most.
         max_iterations: usize,
     },
+    /// Inverted lists over vectors of a few bits a dimension, rotated at random.
+    IvfRq {
+        /// Inverted lists.
+        partitions: usize,
+        /// Bits of one dimension.
+        bits: usize,
+    },
     /// A navigable small-world graph over scalar-quantised vectors.
     Hnsw {
+        /// Inverted lists, each with a graph of its own; 1 for one graph.
+        partitions: usize,
+        /// Edges of a node.
+        edges: usize,
+        /// Candidates kept while building.
+        ef_construction: usize,
+    },
+    /// A navigable small-world graph over product-quantised vectors.
+    HnswPq {
+        /// Inverted lists, each with a graph of its own; 1 for one graph.
+        partitions: usize,
+        /// Edges of a node.
+        edges: usize,
+        /// Candidates kept while building.
+        ef_construction: usize,
+        /// Sub-vectors; divides the dimension.
+        sub_vectors: usize,
+        /// Bits of one sub-vector's code: 4 or 8.
+        bits: usize,
+    },
+    /// A navigable small-world graph over whole vectors.
+    HnswFlat {
         /// Inverted lists, each with a graph of its own; 1 for one graph.
         partitions: usize,
         /// Edges of a node.
@@ -63,8 +97,24 @@ impl IndexSpec {
     /// The kind as a word.
     pub fn label(&self) -> &'static str {
         match self {
+            Self::IvfFlat { .. } => "ivf-flat",
             Self::IvfPq { .. } => "ivf-pq",
+            Self::IvfRq { .. } => "ivf-rq",
             Self::Hnsw { .. } => "hnsw",
+            Self::HnswPq { .. } => "hnsw-pq",
+            Self::HnswFlat { .. } => "hnsw-flat",
+        }
+    }
+
+    /// Inverted lists, or graphs of a kind that has one for each.
+    pub(crate) fn partitions(&self) -> usize {
+        match *self {
+            Self::IvfFlat { partitions }
+            | Self::IvfPq { partitions, .. }
+            | Self::IvfRq { partitions, .. }
+            | Self::Hnsw { partitions, .. }
+            | Self::HnswPq { partitions, .. }
+            | Self::HnswFlat { partitions, .. } => partitions,
         }
     }
 }
@@ -132,6 +182,13 @@ impl Embeddings {
                 let ivf = IvfBuildParams::new(partitions);
                 let hnsw = HnswBuildParams::default().num_edges(edges).ef_construction(ef_construction);
                 VectorIndexParams::with_ivf_hnsw_sq_params(DistanceType::Cosine, ivf, hnsw, SQBuildParams::default())
+            }
+            IndexSpec::IvfFlat { .. }
+            | IndexSpec::IvfRq { .. }
+            | IndexSpec::HnswPq { .. }
+            | IndexSpec::HnswFlat { .. } => {
+                let reason = "this kind cannot be built yet".to_owned();
+                return Err(Error::CannotBuild { kind: spec.label().to_owned(), reason });
             }
         };
         cancel.check()?;
@@ -208,6 +265,9 @@ fn check_spec(spec: &IndexSpec, rows: u64, dimension: usize) -> Result<()> {
                 ));
             }
             partitions
+        }
+        IndexSpec::IvfFlat { .. } | IndexSpec::IvfRq { .. } | IndexSpec::HnswPq { .. } | IndexSpec::HnswFlat { .. } => {
+            return refuse("this kind cannot be built yet".to_owned());
         }
     };
     if partitions == 0 || partitions as u64 > rows {

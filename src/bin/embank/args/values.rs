@@ -53,10 +53,18 @@ pub enum KindArg {
     Auto,
     /// No index: every query looks at every vector
     Flat,
+    /// Inverted lists of whole vectors
+    IvfFlat,
     /// Inverted lists with product quantisation
     IvfPq,
+    /// Inverted lists with a few bits for each dimension
+    IvfRq,
     /// A graph with scalar quantisation
     Hnsw,
+    /// A graph with product quantisation
+    HnswPq,
+    /// A graph of whole vectors
+    HnswFlat,
 }
 
 impl From<KindArg> for IndexKind {
@@ -64,8 +72,12 @@ impl From<KindArg> for IndexKind {
         match kind {
             KindArg::Auto => Self::Auto,
             KindArg::Flat => Self::Flat,
+            KindArg::IvfFlat => Self::IvfFlat,
             KindArg::IvfPq => Self::IvfPq,
+            KindArg::IvfRq => Self::IvfRq,
             KindArg::Hnsw => Self::Hnsw,
+            KindArg::HnswPq => Self::HnswPq,
+            KindArg::HnswFlat => Self::HnswFlat,
         }
     }
 }

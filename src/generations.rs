@@ -1,0 +1,103 @@
+//! The bank's index generations: build, validate, activate, go back; and the numbers that a policy decides by.
+//!
+//! Each step is that of [`crate::index`], seen through the handle. Must not know: texts, files, embedders.
+
+use crate::engine::{Bank, Pending};
+use crate::error::Result;
+use crate::id::GenerationId;
+use crate::index::{Activation, BuildOptions, Built, Generation, ValidateOptions, Validated};
+use crate::schedule::{ActiveStatistics, IndexStatistics};
+
+impl Bank {
+    /// Builds the next index generation. It serves nothing before it is validated and activated.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::CannotBuild`], [`Error::Cancelled`].
+    pub fn build_index(&self, options: BuildOptions) -> Pending<'_, Built> {
+        Box::pin(async move { self.indexing().build(options).await })
+    }
+
+    /// Measures the recall of a built generation and lets it pass, or not.
+    ///
+    /// # Errors
+    /// [`Error::RecallTooLow`]: the active generation stays what it was.
+    pub fn validate(&self, built: Built, options: ValidateOptions) -> Pending<'_, Validated> {
+        Box::pin(async move { self.indexing().validate(built, &options).await })
+    }
+
+    /// Builds and validates; with [`IndexKind::Auto`](crate::IndexKind::Auto) IVF_PQ is tried where HNSW is refused.
+    ///
+    /// # Errors
+    /// As [`Bank::build_index`] and [`Bank::validate`].
+    pub fn build_validated(&self, build: BuildOptions, validate: ValidateOptions) -> Pending<'_, Validated> {
+        Box::pin(async move { self.indexing().build_validated(build, &validate).await })
+    }
+
+    /// Moves the pointer that search follows to a validated generation.
+    ///
+    /// # Errors
+    /// [`Error::PointerMoved`] if another process was faster.
+    pub fn activate(&self, validated: Validated) -> Pending<'_, Activation> {
+        Box::pin(async move { self.indexing().activate(validated).await })
+    }
+
+    /// Leaves a validated generation ready, for [`Bank::activate_generation`] later.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn set_aside(&self, validated: Validated) -> Pending<'_, GenerationId> {
+        Box::pin(async move { self.indexing().set_aside(validated).await })
+    }
+
+    /// Moves the pointer to a generation that passed validation earlier.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for one that never passed.
+    pub fn activate_generation<'a>(&'a self, id: &'a GenerationId) -> Pending<'a, Activation> {
+        Box::pin(async move { self.indexing().activate_stored(id).await })
+    }
+
+    /// Returns to the generation that was active before.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if there is none.
+    pub fn rollback(&self) -> Pending<'_, Activation> {
+        Box::pin(async move { self.indexing().rollback().await })
+    }
+
+    /// All generations of this embedder, oldest first.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn generations(&self) -> Pending<'_, Vec<Generation>> {
+        Box::pin(async move { self.indexing().list().await })
+    }
+
+    /// What the policy of [`crate::schedule`] decides by.
+    pub(crate) async fn index_statistics(&self) -> Result<IndexStatistics> {
+        self.embeddings.refresh().await?;
+        let active = self.indexing().active().await?;
+        let lost = match &active {
+            Some(generation) if !self.indexing().has_its_index(generation).await? => Some(generation.id.clone()),
+            _ => None,
+        };
+        Ok(IndexStatistics {
+            rows: self.embeddings.count().await?,
+            active: match &active {
+                Some(generation) if lost.is_none() => Some(ActiveStatistics {
+                    rows_at_build: generation.rows,
+                    newer: self.newer_than(active.as_ref()).await?,
+                    kind: generation.index_kind(),
+                }),
+                _ => None,
+            },
+            lost,
+        })
+    }
+
+    pub(crate) async fn newer_than(&self, active: Option<&Generation>) -> Result<u64> {
+        let Some(generation) = active.filter(|generation| generation.spec.is_some()) else { return Ok(0) };
+        let snapshot = self.embeddings.snapshot().await?;
+        Ok(self.embeddings.coverage(&snapshot, &generation.id).await?.map_or(0, |coverage| coverage.newer))
+    }
+}
