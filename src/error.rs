@@ -282,6 +282,16 @@ pub enum Error {
         /// Why, and what would do.
         reason: String,
     },
+    /// A search of this generation would not look into its index, but into every vector or another index.
+    #[error(
+        "a search would not use the index of generation {generation}: {reason}; `embank index build` makes a new one"
+    )]
+    IndexNotUsed {
+        /// The generation.
+        generation: String,
+        /// What is wrong with its index.
+        reason: &'static str,
+    },
     /// The pointer moved while this activation was under way.
     #[error("the active generation changed from {expected} to {found} meanwhile; nothing was overwritten")]
     PointerMoved {

@@ -1,18 +1,20 @@
 //! Searching the index generations on the vector column of an embeddings table: exactly the one that is named.
 //!
-//! Guarantees: a search is pinned to one generation by its segments, whatever else exists on the column; rows that are newer
-//! than the index are searched flat with it. Must not know: recall, thresholds, pointers.
+//! Guarantees: a search is pinned to one generation by its segments, whatever else exists on the column, and its plan is
+//! looked at before it runs (`index_plan`); rows that are newer than the index are searched flat with it. Must not know: recall, thresholds, pointers.
 
-use arrow_array::Float32Array;
+use arrow_array::{Float32Array, RecordBatch};
 use futures::TryStreamExt;
 use lance::Dataset;
 use lance::dataset::scanner::Scanner;
 use lance::index::DatasetIndexExt;
 use lance_linalg::distance::DistanceType;
+use lance_table::format::IndexMetadata;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{Embeddings, Snapshot};
 use super::filter::Filter;
+use super::index_plan::{self, check_plan, segments_to_search};
 use super::rows::Rows;
 use super::schema::VECTOR;
 use crate::error::{Error, Result};
@@ -97,15 +99,16 @@ impl Embeddings {
 
     /// The nearest rows by the generation's index, rows newer than it included, nearest first.
     pub(crate) async fn search_index(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Vec<Neighbour>> {
-        let scanner = self.pinned_scanner(snapshot, query).await?;
-        self.neighbours(scanner, query.k).await
+        let (scanner, segments) = self.pinned_scanner(snapshot, query).await?;
+        let wanted = segments_to_search(&self.table, &snapshot.0, query.generation, &segments).await?;
+        let plan = scanner.create_plan().await.map_err(|e| self.table.error("plan a search of", e))?;
+        check_plan(plan.as_ref(), query.generation, &wanted)?;
+        self.neighbours(&index_plan::run(&self.table, plan).await?, query.k)
     }
 
-    async fn neighbours(&self, scanner: Scanner, k: usize) -> Result<Vec<Neighbour>> {
-        let failed = |e| self.table.error("search", e);
-        let batches: Vec<_> = scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
+    fn neighbours(&self, batches: &[RecordBatch], k: usize) -> Result<Vec<Neighbour>> {
         let mut neighbours = Vec::with_capacity(k);
-        for batch in &batches {
+        for batch in batches {
             let rows = Rows::new(self.table.name(), batch);
             let (row_ids, distances) = (rows.row_ids()?, rows.floats("_distance")?);
             let pairs = row_ids.values().iter().zip(distances.values());
@@ -124,12 +127,13 @@ impl Embeddings {
         scanner.distance_metric(DistanceType::Cosine).use_index(false);
         scanner.project(&["_distance"]).map_err(failed)?;
         scanner.with_row_id();
-        self.neighbours(scanner, k).await
+        let batches: Vec<_> = scanner.try_into_stream().await.map_err(failed)?.try_collect().await.map_err(failed)?;
+        self.neighbours(&batches, k)
     }
 
     /// The plan of a pinned search, for checking that it uses the index and nothing else.
     pub(crate) async fn explain_search(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<String> {
-        let scanner = self.pinned_scanner(snapshot, query).await?;
+        let (scanner, _) = self.pinned_scanner(snapshot, query).await?;
         scanner.explain_plan(true).await.map_err(|e| self.table.error("plan a search of", e))
     }
 
@@ -151,7 +155,12 @@ impl Embeddings {
         Ok(())
     }
 
-    async fn pinned_scanner(&self, snapshot: &Snapshot, query: &IndexQuery<'_>) -> Result<Scanner> {
+    /// The scanner, and the generation's segments.
+    async fn pinned_scanner(
+        &self,
+        snapshot: &Snapshot,
+        query: &IndexQuery<'_>,
+    ) -> Result<(Scanner, Vec<IndexMetadata>)> {
         let failed = |e| self.table.error("search", e);
         let IndexQuery { generation, vector, k, settings, filter } = *query;
         let segments = snapshot.0.load_indices_by_name(generation.as_str()).await.map_err(failed)?;
@@ -182,7 +191,7 @@ impl Embeddings {
         }
         scanner.project(&["_distance"]).map_err(failed)?;
         scanner.with_row_id();
-        Ok(scanner)
+        Ok((scanner, segments))
     }
 
     /// Chunk ids of neighbours, in their order; rows that were deleted meanwhile are left out.
@@ -193,7 +202,7 @@ impl Embeddings {
     }
 }
 
-fn has_newer_rows(dataset: &Dataset, segments: &[lance_table::format::IndexMetadata]) -> bool {
+fn has_newer_rows(dataset: &Dataset, segments: &[IndexMetadata]) -> bool {
     let covered = |number: u32| {
         segments.iter().any(|segment| segment.fragment_bitmap.as_ref().is_some_and(|bitmap| bitmap.contains(number)))
     };

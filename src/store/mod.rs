@@ -20,7 +20,10 @@ mod filter;
 mod format;
 mod generations;
 mod index_build;
+mod index_plan;
 mod index_search;
+#[cfg(test)]
+mod index_tests;
 mod inspect;
 mod keys;
 mod lease;
