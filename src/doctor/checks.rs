@@ -42,9 +42,18 @@ checks! {
     TABLES = "tables", Error,
         "the tables that every bank has are there, can be opened and have their columns",
         "--repair makes missing ones, `embank sync PATH` fills them; an unreadable one: restore its folder from a copy, or remove it and run `embank sync PATH`";
+    MANIFESTS = "manifests", Error,
+        "the newest version of every table can be read",
+        "--repair sets it aside and goes on from the one before, as opening the bank does; `embank sync PATH` makes up for it";
     TABLE_FILES = "table-files", Error,
         "the files that the newest version of a table consists of are there, whole",
-        "--repair gives vectors up whose files are gone, `embank backfill` makes them again; documents: remove documents.lance and run `embank sync PATH`";
+        "--repair opens an earlier version that has them, or takes what they held off the books, as opening the bank does; `embank sync PATH` fills it again. Damage within a file: vectors are given up, documents: remove documents.lance and run `embank sync PATH`";
+    LEFTOVER_FILES = "leftover-files", Note,
+        "every file of a table that is older than an hour belongs to a version of it",
+        "--repair removes them; so does `embank index gc` when they are a week old";
+    SET_ASIDE = "set-aside", Note,
+        "nothing was set aside in mending",
+        "once nothing is missed, delete the folder set-aside in the bank's directory";
     UNKNOWN_FILES = "unknown-files", Note,
         "nothing else lies in the bank's directory",
         "look at them; embank leaves them alone";

@@ -4,7 +4,7 @@ use super::checks;
 use super::findings::Cure;
 use super::look::{Look, in_words};
 use crate::error::Result;
-use crate::store::CORE;
+use crate::store::{BrokenFragment, CORE};
 
 /// Characters of a cause that are worth repeating.
 const WORDS: usize = 300;
@@ -21,12 +21,15 @@ impl Look {
         let unreadable: Vec<_> =
             self.inspection.unreadable.iter().map(|(name, error)| (name.clone(), in_words(error))).collect();
         for name in CORE {
-            if !self.inspection.has(name) && !unreadable.iter().any(|(table, _)| table == name) {
+            if self.inspection.lacks(name) {
                 self.find(&checks::TABLES, format!("{name} is missing"), vec![Cure::MakeTables]);
             }
         }
         for (name, why) in unreadable {
             self.find(&checks::TABLES, format!("{name} cannot be opened: {}", cut(&why)), Vec::new());
+        }
+        for (_, what) in self.inspection.damaged.clone() {
+            self.find(&checks::MANIFESTS, what, vec![Cure::Open]);
         }
         let names: Vec<_> = self.inspection.names().map(str::to_owned).collect();
         for name in names {
@@ -43,10 +46,14 @@ impl Look {
             }
             // Vectors can be made again; of nothing else is there another copy.
             let can_go = name.starts_with("embeddings__") || name.starts_with("emb_cache__");
-            for (id, error) in broken {
-                let cure = Cure::DropFragment { table: name.clone(), id };
-                let what = format!("{name}, fragment {id}: {}", cut(&error.to_string()));
-                self.find(&checks::TABLE_FILES, what, if can_go { vec![cure] } else { Vec::new() });
+            for BrokenFragment { id, why, is_mended_by_opening } in broken {
+                let what = format!("{name}, fragment {id}: {}", cut(&why.to_string()));
+                let cures = match is_mended_by_opening {
+                    true => vec![Cure::Open],
+                    false if can_go => vec![Cure::DropFragment { table: name.clone(), id }],
+                    false => Vec::new(),
+                };
+                self.find(&checks::TABLE_FILES, what, cures);
             }
         }
         Ok(())

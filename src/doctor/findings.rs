@@ -21,6 +21,8 @@ pub(super) struct Finding {
 pub(super) enum Cure {
     /// A missing table is made when the bank is opened.
     MakeTables,
+    /// Damage that is mended when its table is opened.
+    Open,
     /// Takes a row out of a table.
     DropRow { table: String, address: u64 },
     /// Gives a fragment up whose files are gone.
@@ -47,4 +49,6 @@ pub(super) enum Cure {
     SetLedger { key: String, from: String, to: String },
     /// Removes a folder of an index.
     RemoveFolder(PathBuf),
+    /// Removes files of a table that belong to no version of it.
+    RemoveFiles { table: String, files: Vec<PathBuf>, bytes: u64 },
 }

@@ -66,6 +66,7 @@ impl Look {
         }
         let generations = self.generations(&embedders).await;
         self.survive(generations)?;
+        self.leftovers().await?;
         Ok(self)
     }
 

@@ -12,6 +12,7 @@ mod facts;
 mod files;
 mod findings;
 mod generations;
+mod leftovers;
 mod look;
 mod repair;
 mod report;
@@ -113,8 +114,10 @@ impl Doctor {
         // Opened anew even beside an open bank, whose tables may be the ones that are gone.
         let store = Store::open(&self.root, self.store_options.clone(), self.clock.clone()).await?;
         let lease = store.maintenance_lease("repairing").await?;
-        let makes_tables = found.cures().any(|cure| matches!(cure, Cure::MakeTables));
-        let mut done: Vec<_> = makes_tables.then(|| "made missing tables".to_owned()).into_iter().collect();
+        let mut done: Vec<_> = store.mend_tables().await?.iter().map(ToString::to_string).collect();
+        if found.cures().any(|cure| matches!(cure, Cure::MakeTables)) {
+            done.push("made missing tables".to_owned());
+        }
         let mut left = self.look(Held::ByUs).await?;
         for _ in 0..ROUNDS {
             if left.is_beyond_repair() {

@@ -72,7 +72,7 @@ impl<'a> Plan<'a> {
         for cure in look.cures() {
             match cure {
                 // By opening the bank, which was done before the look.
-                Cure::MakeTables => {}
+                Cure::MakeTables | Cure::Open => {}
                 Cure::DropRow { table, address } => _ = plan.rows.entry(table).or_default().insert(*address),
                 Cure::DropFragment { table, id } => _ = plan.fragments.entry(table).or_default().insert(*id),
                 Cure::ReadAgain(id) => _ = plan.read_again.insert(id),
@@ -126,10 +126,16 @@ async fn take(store: &Store, cure: &Cure) -> Result<Option<String>> {
             store.replace_spend(key, from, to).await?.then(|| "raised the total of the spend ledger".to_owned())
         }
         Cure::RemoveFolder(folder) => {
+            store.fault_point("repair: before a folder goes").await?;
             std::fs::remove_dir_all(folder).map_err(Error::io("remove", folder))?;
             Some(format!("removed {}", folder.display()))
         }
+        Cure::RemoveFiles { table, files, bytes } => {
+            store.remove_leftovers(files).await?;
+            Some(format!("removed {} files of {table} that no version refers to, {bytes} bytes", files.len()))
+        }
         Cure::MakeTables
+        | Cure::Open
         | Cure::DropRow { .. }
         | Cure::DropFragment { .. }
         | Cure::ReadAgain(_)

@@ -16,6 +16,7 @@ use lance::session::Session;
 
 use super::acknowledged;
 use super::format::{self, MARKER};
+use super::inspect::TableFolder;
 use super::rows::{Rows, count_at, moment_at};
 use super::table::{Scan, StoredTable};
 use super::{GenerationRow, Generations, StoreOptions, schema};
@@ -41,6 +42,8 @@ pub(crate) struct Inspection {
     pub(super) tables: BTreeMap<String, StoredTable>,
     /// Tables that cannot be opened, and why.
     pub(crate) unreadable: Vec<(String, Error)>,
+    /// Tables whose newest version cannot be read, which opening the bank would set aside; and what is wrong with it.
+    pub(crate) damaged: Vec<(String, String)>,
     /// Entries of the directory that are none of the bank's.
     pub(crate) strangers: Vec<String>,
 }
@@ -126,13 +129,16 @@ impl Inspection {
         let session = Session::new(options.index_cache_bytes, options.metadata_cache_bytes, Arc::default());
         let failed = |e| Error::Store { action: "open", table: root.display().to_string(), source: Box::new(e) };
         let uri = root.to_string_lossy();
-        let connection = lancedb::connect(&uri).session(Arc::new(session)).execute().await.map_err(failed)?;
+        let connection = options.faults.connect(&uri, Arc::new(session)).await.map_err(failed)?;
+        options.faults.point("look: begins").await?;
         let (mut names, mut strangers) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(&root).map_err(Error::io("read", &root))? {
             let entry = entry.map_err(Error::io("read", &root))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             match name.strip_suffix(".lance").filter(|name| is_ours(name) && entry.path().is_dir()) {
-                Some(table) => names.push(table.to_owned()),
+                // A folder that has no version is what is left of a table; opening makes it anew.
+                Some(table) if TableFolder::new(&root, table).has_versions() => names.push(table.to_owned()),
+                Some(_) => {}
                 None if KNOWN_FILES.contains(&name.as_str()) => {}
                 // A killed process may leave a draft.
                 None if name.starts_with(acknowledged::FILE) => {}
@@ -141,18 +147,23 @@ impl Inspection {
         }
         strangers.sort_unstable();
         names.sort_by_key(|name| (opening_turn(name), name.clone()));
-        let (mut tables, mut unreadable) = (BTreeMap::new(), Vec::new());
+        let (mut tables, mut unreadable, mut damaged) = (BTreeMap::new(), Vec::new(), Vec::new());
         for name in names {
             // Not as the bank opens its tables, which mends what it can.
-            match connection.open_table(&name).execute().await {
-                Ok(table) => _ = tables.insert(name.clone(), StoredTable::new(&name, table)),
-                Err(error) => {
-                    let error = Error::Store { action: "open", table: name.clone(), source: Box::new(error) };
-                    unreadable.push((name, error));
-                }
+            match TableFolder::new(&root, &name).newest_flaw().await {
+                Ok(None) => match connection.open_table(&name).await {
+                    Ok(table) => _ = tables.insert(name.clone(), StoredTable::new(&name, table)),
+                    Err(error) => {
+                        let error = Error::Store { action: "open", table: name.clone(), source: Box::new(error) };
+                        unreadable.push((name, error));
+                    }
+                },
+                Ok(Some(flaw)) => damaged.push((name, flaw.to_string())),
+                Err(error) => unreadable.push((name, error)),
             }
+            options.faults.point("look: table opened").await?;
         }
-        Ok(Self { root, tables, unreadable, strangers })
+        Ok(Self { root, tables, unreadable, damaged, strangers })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -175,7 +186,8 @@ impl Inspection {
 
     /// Whether there is no such table, not even one that cannot be opened.
     pub(crate) fn lacks(&self, table: &str) -> bool {
-        !self.has(table) && self.unreadable.iter().all(|(name, _)| name != table)
+        let is_damaged = self.damaged.iter().any(|(name, _)| name == table);
+        !self.has(table) && !is_damaged && self.unreadable.iter().all(|(name, _)| name != table)
     }
 
     /// Embedders that have a table here.
@@ -194,18 +206,6 @@ impl Inspection {
             }
         }
         Ok(false)
-    }
-
-    /// Fragments of a table whose files are missing or are not what the table says they are, and why.
-    pub(crate) async fn broken_fragments(&self, table: &str) -> Result<Vec<(u64, crate::error::BoxError)>> {
-        let Some(table) = self.tables.get(table) else { return Ok(Vec::new()) };
-        let mut broken = Vec::new();
-        for fragment in table.dataset().await?.get_fragments() {
-            if let Err(error) = fragment.validate().await {
-                broken.push((fragment.id() as u64, error.into()));
-            }
-        }
-        Ok(broken)
     }
 
     /// Values of a table's column and where they lie, in storage order. For small tables.

@@ -112,7 +112,7 @@ impl Faults {
     pub(super) async fn connect(&self, root: &str, session: Arc<Session>) -> lancedb::Result<Connection> {
         let Some(plan) = &self.0 else {
             let connection = lancedb::connect(root).session(session).execute().await?;
-            return Ok(Connection { connection, params: None });
+            return Ok(Connection { connection, params: None, faults: self.clone() });
         };
         // Under the scheme `file` Lance writes most files past the object store; under this one it writes all of them
         // through it, with the same renames.
@@ -120,7 +120,7 @@ impl Faults {
         let connection = lancedb::connect(&uri).session(session).execute().await?;
         let wrapper: Arc<dyn WrappingObjectStore> = Arc::new(Wrapper::new(plan.clone(), root));
         let params = ObjectStoreParams { object_store_wrapper: Some(wrapper), ..ObjectStoreParams::default() };
-        Ok(Connection { connection, params: Some(params) })
+        Ok(Connection { connection, params: Some(params), faults: self.clone() })
     }
 }
 
@@ -179,9 +179,15 @@ impl fmt::Debug for Plan {
 pub(super) struct Connection {
     connection: lancedb::Connection,
     params: Option<ObjectStoreParams>,
+    faults: Faults,
 }
 
 impl Connection {
+    /// For what is changed past the object store.
+    pub(super) fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
     pub(super) async fn open_table(&self, name: &str) -> lancedb::Result<lancedb::Table> {
         let builder = self.connection.open_table(name);
         let Some(params) = self.params.clone() else { return builder.execute().await };

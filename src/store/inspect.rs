@@ -127,6 +127,12 @@ impl TableFolder {
         Ok(found)
     }
 
+    /// Why the newest version cannot be read, if it cannot.
+    pub(super) async fn newest_flaw(&self) -> Result<Option<Flaw>> {
+        let Some((number, path)) = self.manifests()?.into_iter().next() else { return Ok(None) };
+        Ok(self.read(number, &path).await?.and_then(std::result::Result::err))
+    }
+
     /// Reads a manifest; `None` if it is gone, the flaw if it cannot be understood.
     pub(super) async fn read(&self, number: u64, path: &Path) -> Result<Option<std::result::Result<Version, Flaw>>> {
         // What the system refuses, such as permission, is an error and no damage.

@@ -14,6 +14,7 @@ use lance::index::DatasetIndexExt;
 use serde::Serialize;
 
 use super::acknowledged::Acknowledged;
+use super::faults::Faults;
 use super::inspect::{Flaw, Part, TableFolder, Version};
 use super::table::StoredTable;
 use crate::error::{Error, Result};
@@ -104,6 +105,7 @@ impl fmt::Display for Mend {
 pub(super) struct Mender<'a> {
     pub(super) root: &'a Path,
     pub(super) folder: TableFolder,
+    pub(super) faults: &'a Faults,
 }
 
 impl Mender<'_> {
@@ -199,6 +201,7 @@ impl Mender<'_> {
     fn set_aside(&self, manifest: &Path) -> Result<()> {
         let name = manifest.file_name().unwrap_or_default().to_string_lossy();
         let to = self.free_name(&name)?;
+        self.faults.point_now("mend: before a version is set aside")?;
         match std::fs::rename(manifest, &to) {
             // Lance's note of the newest version's number; it is made anew by the next commit.
             Ok(()) => match std::fs::remove_file(manifest.with_file_name("latest_version_hint.json")) {
@@ -214,6 +217,7 @@ impl Mender<'_> {
 
     fn note(&self, version: u64, mend: &Mend) -> Result<()> {
         let path = self.free_name(&format!("version-{version}-rows-lost.json"))?;
+        self.faults.point_now("mend: before lost rows are noted")?;
         std::fs::write(&path, format!("{:#}\n", serde_json::json!(mend))).map_err(Error::io("write", path))
     }
 

@@ -71,7 +71,7 @@ impl Tables {
     }
 
     /// Opens a table, mended if need be; `None` if there is none.
-    async fn find(&self, name: &str) -> Result<Option<StoredTable>> {
+    pub(super) async fn find(&self, name: &str) -> Result<Option<StoredTable>> {
         match self.try_open(name).await {
             Ok(Some(table)) => {
                 let flaws = self.flaws(&table).await?;
@@ -82,7 +82,7 @@ impl Tables {
             }
             Ok(None) => return Ok(None),
             Err(failed) => {
-                if self.newest_flaw(name).await?.is_none() {
+                if TableFolder::new(&self.root, name).newest_flaw().await?.is_none() {
                     return Err(failed);
                 }
             }
@@ -90,16 +90,10 @@ impl Tables {
         self.mend(name).await
     }
 
-    /// Why a table's newest version cannot be read, if it cannot.
-    async fn newest_flaw(&self, name: &str) -> Result<Option<Flaw>> {
-        let folder = TableFolder::new(&self.root, name);
-        let Some((number, path)) = folder.manifests()?.into_iter().next() else { return Ok(None) };
-        Ok(folder.read(number, &path).await?.and_then(std::result::Result::err))
-    }
-
     async fn mend(&self, name: &str) -> Result<Option<StoredTable>> {
         let _turn = lock(&self.root).await?;
-        let mender = Mender { root: &self.root, folder: TableFolder::new(&self.root, name) };
+        let folder = TableFolder::new(&self.root, name);
+        let mender = Mender { root: &self.root, folder, faults: self.connection.faults() };
         self.report(mender.step_back().await?);
         let Some(table) = self.try_open(name).await? else { return Ok(None) };
         self.report(mender.go_on_without(&table).await?);

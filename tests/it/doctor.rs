@@ -28,13 +28,13 @@ use crate::harness::{DIMENSION, Place, build, sentence};
 const ROWS: usize = 300;
 
 /// A bank that is broken in a moment, and what it held before.
-struct Patient {
-    place: Place,
-    embedder: String,
+pub struct Patient {
+    pub place: Place,
+    pub embedder: String,
 }
 
 /// A healthy bank with two generations, the newer one active, made once and copied for each test.
-async fn patient() -> Patient {
+pub async fn patient() -> Patient {
     static HEALTHY: OnceCell<Patient> = OnceCell::const_new();
     let healthy = HEALTHY
         .get_or_init(|| async {
@@ -60,7 +60,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 impl Patient {
-    fn embeddings(&self) -> String {
+    pub fn embeddings(&self) -> String {
         format!("embeddings__{}", self.embedder)
     }
 
@@ -68,7 +68,7 @@ impl Patient {
         format!("emb_cache__{}", self.embedder)
     }
 
-    fn folder(&self, table: &str) -> std::path::PathBuf {
+    pub fn folder(&self, table: &str) -> std::path::PathBuf {
         self.place.bank_dir().join(format!("{table}.lance"))
     }
 
@@ -77,7 +77,7 @@ impl Patient {
     }
 
     /// The rows of a table that meet a condition.
-    async fn rows(&self, table: &str, condition: &str) -> RecordBatch {
+    pub async fn rows(&self, table: &str, condition: &str) -> RecordBatch {
         let dataset = self.table(table).await;
         let mut scanner = dataset.scan();
         if !condition.is_empty() {
@@ -87,7 +87,7 @@ impl Patient {
     }
 
     /// The `n`-th value of a text column.
-    async fn text(&self, table: &str, column: &str, n: usize) -> String {
+    pub async fn text(&self, table: &str, column: &str, n: usize) -> String {
         let rows = self.rows(table, "").await;
         rows.column_by_name(column).unwrap().as_string::<i32>().value(n).to_owned()
     }
@@ -126,7 +126,7 @@ impl Patient {
     }
 
     /// Puts rows in the place of those that meet a condition.
-    async fn replace(&self, table: &str, condition: &str, rows: RecordBatch) {
+    pub async fn replace(&self, table: &str, condition: &str, rows: RecordBatch) {
         self.delete(table, condition).await;
         self.append(table, rows).await;
     }
@@ -144,7 +144,7 @@ impl Patient {
         self.append(table, rows).await;
     }
 
-    async fn examine(&self, repair: Repair) -> DoctorReport {
+    pub async fn examine(&self, repair: Repair) -> DoctorReport {
         Bank::examine(self.place.bank_dir(), self.options(), DoctorOptions { repair }).await.unwrap()
     }
 
@@ -153,7 +153,7 @@ impl Patient {
     }
 
     /// Asserts that exactly these checks find something.
-    async fn finds(&self, checks: &[&str]) -> DoctorReport {
+    pub async fn finds(&self, checks: &[&str]) -> DoctorReport {
         let report = self.examine(Repair::Nothing).await;
         assert_eq!(names(&report), checks, "{:#?}", found(&report));
         let only_notes = found(&report).iter().all(|check| check.severity == Severity::Note);
@@ -162,7 +162,7 @@ impl Patient {
     }
 
     /// Asserts that a repair leaves nothing to be found, and that what the bank then lacks is made again by the next sync.
-    async fn is_mended_by_repair(&self) {
+    pub async fn is_mended_by_repair(&self) {
         let report = self.examine(Repair::WhatIsSafe).await;
         assert!(report.healthy && found(&report).iter().all(|check| check.left == 0), "{:#?}", found(&report));
         assert!(!report.repairs.is_empty());
@@ -179,13 +179,13 @@ impl Patient {
         self.finds(&[]).await;
     }
 
-    async fn sync(&self) -> Bank {
+    pub async fn sync(&self) -> Bank {
         let bank = self.bank().await;
         bank.sync(&[self.place.docs()], Default::default()).await.unwrap();
         bank
     }
 
-    async fn bank(&self) -> Bank {
+    pub async fn bank(&self) -> Bank {
         let fake = Arc::new(FakeEmbedder::new(DIMENSION));
         Bank::open(self.place.bank_dir(), fake, self.options()).await.unwrap()
     }
@@ -204,16 +204,16 @@ fn with_column(rows: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch 
     RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns.collect()).unwrap()
 }
 
-async fn undamaged() -> BankContents {
+pub async fn undamaged() -> BankContents {
     static CONTENTS: OnceCell<BankContents> = OnceCell::const_new();
     CONTENTS.get_or_init(|| async { patient().await.bank().await.contents().await.unwrap() }).await.clone()
 }
 
-fn found(report: &DoctorReport) -> Vec<&CheckReport> {
+pub fn found(report: &DoctorReport) -> Vec<&CheckReport> {
     report.findings().collect()
 }
 
-fn names(report: &DoctorReport) -> Vec<&str> {
+pub fn names(report: &DoctorReport) -> Vec<&str> {
     report.findings().map(|check| check.name).collect()
 }
 
@@ -623,16 +623,6 @@ async fn lost_documents_do_not_cost_the_vectors() {
     assert!(!report.healthy && found(&report)[0].mend.contains("embank sync PATH"), "{:#?}", found(&report));
     assert_eq!(patient.rows(&patient.embeddings(), "").await.num_rows(), ROWS);
     patient.is_as_before().await;
-}
-
-#[tokio::test]
-async fn files_of_a_table_that_are_gone() {
-    let patient = patient().await;
-    for file in std::fs::read_dir(patient.folder(&patient.embeddings()).join("data")).unwrap() {
-        std::fs::remove_file(file.unwrap().path()).unwrap();
-    }
-    patient.finds(&["table-files"]).await;
-    patient.is_mended_by_repair().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod cli;
 mod concurrency;
 mod crash_points;
 mod doctor;
+mod doctor_files;
 mod embed_local;
 mod evaluation;
 mod examples;

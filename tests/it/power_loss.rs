@@ -101,7 +101,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// What a hard stop makes of a file.
 #[derive(Clone, Copy, Debug)]
-enum Harm {
+pub enum Harm {
     Empty,
     CutShort,
     Zeroed,
@@ -111,7 +111,7 @@ enum Harm {
 impl Harm {
     const ALL: [Self; 4] = [Self::Empty, Self::CutShort, Self::Zeroed, Self::Gone];
 
-    fn befall(self, file: &Path) {
+    pub fn befall(self, file: &Path) {
         let length = std::fs::metadata(file).unwrap().len();
         // A new file under the same name, as others may be links to the old one.
         let old = std::fs::read(file).unwrap();
@@ -129,7 +129,7 @@ impl Harm {
 const FOLDERS: [&str; 5] = ["_versions", "data", "_deletions", "_indices", "_transactions"];
 
 /// The newest file of one of the folders of a table.
-fn newest(table: &Path, folder: &str) -> Option<PathBuf> {
+pub fn newest(table: &Path, folder: &str) -> Option<PathBuf> {
     let files = files_below(&table.join(folder)).into_iter();
     let files = files.filter(|file| !file.ends_with("latest_version_hint.json"));
     // Manifests count downwards.
