@@ -189,14 +189,18 @@ impl Columns {
             if seen.insert(name.clone()) {
                 names.push(Some(name));
             } else {
-                doubts.push(format!("column `{name}` is there twice; the first one is used"));
+                doubts.push(format!("column `{}` is there twice; the first one is used", shown(&name)));
                 names.push(None);
             }
         }
+        if doubts.len() > LISTED {
+            let more = doubts.len() - LISTED;
+            doubts.truncate(LISTED);
+            doubts.push(format!("{more} more columns are there twice"));
+        }
         let position = |field: &str| names.iter().position(|name| name.as_deref() == Some(field));
         let Some(text) = position(&fields.text) else {
-            let known: Vec<&str> = names.iter().flatten().map(String::as_str).collect();
-            return Err(SkipReason::BadRecord(format!("no column `{}`; there are: {}", fields.text, known.join(", "))));
+            return Err(SkipReason::BadRecord(format!("no column `{}`; there are: {}", fields.text, listed(&names))));
         };
         let (id, category) = (position(&fields.id), position(&fields.category));
         Ok((Self { names, text, id, category }, doubts))
@@ -262,4 +266,23 @@ fn typed(cell: &str) -> Value {
         "false" => Value::Bool(false),
         _ => Value::String(cell.to_owned()),
     }
+}
+
+/// Columns that a reason lists, and characters of a name that it shows: a file that is no table may have thousands.
+const LISTED: usize = 12;
+const SHOWN: usize = 40;
+
+fn listed(names: &[Option<String>]) -> String {
+    let known: Vec<_> = names.iter().flatten().take(LISTED).map(|name| shown(name)).collect();
+    let more = names.iter().flatten().count() - known.len();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    known.join(", ") + &more
+}
+
+fn shown(name: &str) -> String {
+    let mut shown: String = name.chars().take(SHOWN).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    shown
 }
