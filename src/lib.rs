@@ -70,6 +70,7 @@ mod memory;
 pub mod progress;
 mod promise;
 mod regular_file;
+mod resident;
 mod sample;
 pub mod schedule;
 mod search;

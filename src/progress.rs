@@ -42,7 +42,9 @@ pub enum Stage {
     Ingest,
     /// Embedding chunks, in chunks.
     Backfill,
-    /// Training and building an index, in steps of the build.
+    /// Drawing the sample that an index is trained on, in rows scanned.
+    Train,
+    /// Building an index, in steps of the build.
     Build,
     /// Computing ground truth, in rows scanned.
     GroundTruth,
@@ -57,6 +59,7 @@ impl Stage {
             Self::Pull => "pull",
             Self::Ingest => "ingest",
             Self::Backfill => "embed",
+            Self::Train => "train",
             Self::Build => "build",
             Self::GroundTruth => "ground truth",
             Self::Tune => "tune",

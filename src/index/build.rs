@@ -1,13 +1,14 @@
 //! Building generation N+1 under a new id, with the maintenance lease held from here to the end of validation.
 
 use super::Indexing;
-use super::estimate::check_memory;
+use super::estimate::{Fitting, fit};
 use super::generation::{GenerationState, Record};
 use super::rules::{IndexKind, SpecOverrides, spec_for};
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
 use crate::memory::in_mib;
-use crate::store::{IndexSpec, MaintenanceLease, QuerySettings, Snapshot};
+use crate::resident::PeakWatch;
+use crate::store::{IndexJob, IndexSpec, MaintenanceLease, QuerySettings, Snapshot};
 
 /// What to build.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,9 +60,9 @@ impl Indexing {
     ///
     /// # Errors
     /// [`Error::Busy`] while somebody else maintains the bank, [`Error::LeaseLost`] if somebody took over because this process
-    /// stood still; [`Error::CannotBuild`] without vectors, above the memory limit (no generation is begun then) or with
-    /// impossible parameters; [`Error::Cancelled`]. The generation then stands as failed with the reason, and its files are
-    /// removed.
+    /// stood still; [`Error::CannotBuild`] without vectors, above the memory limit or with impossible parameters: no generation
+    /// is begun then. [`Error::Cancelled`], or what failed: the generation then stands as failed with the reason, and its
+    /// files are removed.
     pub(crate) async fn build(&self, options: BuildOptions) -> Result<Built> {
         let lease = self.store.maintenance_lease("building an index").await?;
         self.fail_interrupted(&lease).await?;
@@ -73,17 +74,16 @@ impl Indexing {
             return Err(Error::CannotBuild { kind: "any".into(), reason });
         }
         let dimension = self.embeddings.dimension();
-        let spec = self.fitting_spec(&options, rows, dimension);
         // Before anything says that a generation exists.
-        let expected_peak_bytes = match check_memory(self.memory, spec.as_ref(), rows, dimension) {
-            Ok(peak) => peak,
+        let (spec, fitting) = match self.fitting_spec(&options, rows, dimension) {
+            Ok(fitting) => fitting,
             Err(refused) => {
                 // Given back at once: whoever corrects the kind need not wait.
                 lease.release().await?;
                 return Err(refused);
             }
         };
-        tracing::info!(rows, peak = in_mib(expected_peak_bytes), "building; the memory to expect");
+        tracing::info!(rows, peak = in_mib(fitting.peak), "building; the memory to expect");
         let now = self.store.clock().now();
         let last = self.store.generations.list(None).await?.iter().map(|row| row.sequence).max().unwrap_or(0);
         let id = GenerationId::new(last + 1, rand_suffix());
@@ -92,12 +92,14 @@ impl Indexing {
         self.begin(&id, &record).await?;
         self.store.fault_point("build: generation recorded").await?;
 
-        let built = match spec {
-            Some(spec) => self.embeddings.build_index(&id, &spec, seed, &self.listener, &self.cancel).await,
-            None => Ok(snapshot),
-        };
+        let watch = PeakWatch::start();
+        let built = self.train_and_build(&id, &mut record, snapshot, fitting.sample_rate, &lease).await;
+        record.peak_memory_bytes = watch.and_then(PeakWatch::finish);
+        record.build_seconds = self.store.clock().now().since(now).as_secs_f64();
         let snapshot = match built {
             Ok(snapshot) => snapshot,
+            // Somebody has taken over, and decided about it.
+            Err(lost @ Error::LeaseLost { .. }) => return Err(lost),
             Err(error) => {
                 self.fail(&id, &mut record, error.to_string()).await?;
                 return Err(error);
@@ -107,21 +109,51 @@ impl Indexing {
         self.store.fault_point("build: index built").await?;
         record.rows = self.embeddings.count_at(&snapshot).await?;
         record.dataset_version = snapshot.version();
-        record.build_seconds = self.store.clock().now().since(now).as_secs_f64();
+        record.index_bytes = self.embeddings.index_bytes(&snapshot, &id).await?;
         record.settings = default_settings(spec.as_ref());
         self.advance_or_drop(&id, &mut record, GenerationState::Validating, &lease).await?;
         self.store.fault_point("build: built").await?;
-        Ok(Built { id, record, snapshot, lease, expected_peak_bytes })
+        Ok(Built { id, record, snapshot, lease, expected_peak_bytes: fitting.peak })
     }
 
-    /// The rules' choice; where `auto` is asked for and a graph does not fit the memory, inverted lists.
-    fn fitting_spec(&self, options: &BuildOptions, rows: u64, dimension: usize) -> Option<IndexSpec> {
-        let spec = spec_for(options.kind, rows, dimension, &options.overrides);
-        let is_too_large = check_memory(self.memory, spec.as_ref(), rows, dimension).is_err();
-        if options.kind == IndexKind::Auto && is_too_large {
-            return spec_for(IndexKind::IvfPq, rows, dimension, &options.overrides);
+    /// Learns from a sample, and builds with what was learnt; nothing of either for a flat generation.
+    async fn train_and_build(
+        &self,
+        id: &GenerationId,
+        record: &mut Record,
+        snapshot: Snapshot,
+        sample_rate: usize,
+        lease: &MaintenanceLease,
+    ) -> Result<Snapshot> {
+        let Some(spec) = record.spec else { return Ok(snapshot) };
+        let (listener, cancel) = (&self.listener, &self.cancel);
+        let job = IndexJob { generation: id, spec: &spec, sample_rate, seed: record.seed, listener, cancel };
+        let began = self.store.clock().now();
+        let trained = self.embeddings.train_index(&snapshot, &job).await?;
+        record.training_seconds = self.store.clock().now().since(began).as_secs_f64();
+        record.sample_rows = Some(trained.sample_rows);
+        self.advance_or_drop(id, record, GenerationState::Building, lease).await?;
+        self.store.fault_point("build: trained").await?;
+        self.embeddings.build_index(&job, trained).await
+    }
+
+    /// The rules' choice; where `auto` is asked for and it does not fit the memory, inverted lists.
+    fn fitting_spec(
+        &self,
+        options: &BuildOptions,
+        rows: u64,
+        dimension: usize,
+    ) -> Result<(Option<IndexSpec>, Fitting)> {
+        let fitting = |kind| {
+            let spec = spec_for(kind, rows, dimension, &options.overrides);
+            // Impossible parameters leave no record either.
+            spec.map_or(Ok(()), |spec| spec.check(rows, dimension))?;
+            Ok((spec, fit(self.memory, spec.as_ref(), rows, dimension)?))
+        };
+        match fitting(options.kind) {
+            Err(_) if options.kind == IndexKind::Auto => fitting(IndexKind::IvfPq),
+            chosen => chosen,
         }
-        spec
     }
 
     /// Moves a generation on that this process is building; if somebody has taken over and given it up, what was built of it

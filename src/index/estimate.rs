@@ -16,19 +16,19 @@ const FLAT_BYTES: u64 = 16 << 20;
 
 /// Quarters of the vectors' bytes that building a graph holds. Nine were measured over 50,000 × 384 and fewer; thirteen over
 /// 171,565 × 384, where lists were built after it in the same process.
-const HNSW_QUARTERS: u64 = 13;
+const GRAPH_QUARTERS: u64 = 13;
 
 /// Bytes of one edge while the graph is built.
-const GRAPH_BYTES: u64 = 24;
+const EDGE_BYTES: u64 = 24;
 
 /// The same for inverted lists, beside the sample.
-const IVF_PQ_QUARTERS: u64 = 4;
-
-/// Vectors for each list that training samples (Faiss's number too).
-const SAMPLE_RATE: u64 = 256;
+const LIST_QUARTERS: u64 = 4;
 
 /// Copies of the training sample: our own, and that of k-means.
 const SAMPLE_COPIES: u64 = 2;
+
+/// Vectors for each list that training looks at, at least: Faiss warns below that.
+const LEAST_SAMPLE_RATE: usize = 39;
 
 /// Bytes of the vectors themselves.
 fn raw(rows: u64, dimension: usize) -> u64 {
@@ -36,32 +36,65 @@ fn raw(rows: u64, dimension: usize) -> u64 {
 }
 
 /// Bytes that building and validating takes beside the program; `None` for flat.
-pub(super) fn build_bytes(spec: Option<&IndexSpec>, rows: u64, dimension: usize) -> u64 {
+fn build_bytes(spec: Option<&IndexSpec>, rows: u64, dimension: usize, sample_rate: usize) -> u64 {
+    let Some(spec) = spec else { return FLAT_BYTES };
     let vectors = raw(rows, dimension);
-    match spec {
-        None => FLAT_BYTES,
-        Some(IndexSpec::Hnsw { edges, .. } | IndexSpec::HnswPq { edges, .. } | IndexSpec::HnswFlat { edges, .. }) => {
-            let graph = rows.saturating_mul(*edges as u64).saturating_mul(GRAPH_BYTES);
-            (vectors / 4).saturating_mul(HNSW_QUARTERS).saturating_add(graph).saturating_add(WORK_BYTES)
+    let building = match spec {
+        IndexSpec::IvfFlat { .. } | IndexSpec::IvfPq { .. } | IndexSpec::IvfRq { .. } => {
+            (vectors / 4).saturating_mul(LIST_QUARTERS)
         }
-        Some(spec @ (IndexSpec::IvfFlat { .. } | IndexSpec::IvfPq { .. } | IndexSpec::IvfRq { .. })) => {
-            let sampled = (spec.partitions() as u64).saturating_mul(SAMPLE_RATE).min(rows);
-            let sample = raw(sampled, dimension).saturating_mul(SAMPLE_COPIES);
-            (vectors / 4).saturating_mul(IVF_PQ_QUARTERS).saturating_add(sample).saturating_add(WORK_BYTES)
+        IndexSpec::Hnsw { edges, .. } | IndexSpec::HnswPq { edges, .. } | IndexSpec::HnswFlat { edges, .. } => {
+            let graph = rows.saturating_mul(*edges as u64).saturating_mul(EDGE_BYTES);
+            (vectors / 4).saturating_mul(GRAPH_QUARTERS).saturating_add(graph)
         }
-    }
+    };
+    building.saturating_add(sample_bytes(spec, rows, dimension, sample_rate)).saturating_add(WORK_BYTES)
 }
 
-/// The peak to expect of a build.
+/// Bytes of the larger of two samples that are held one after the other: of the lists, and of the code words.
+fn sample_bytes(spec: &IndexSpec, rows: u64, dimension: usize, sample_rate: usize) -> u64 {
+    let centres = spec.codewords().unwrap_or(0).max(spec.partitions() as u64);
+    let sampled = centres.saturating_mul(sample_rate as u64).min(rows);
+    raw(sampled, dimension).saturating_mul(SAMPLE_COPIES)
+}
+
+/// What of a build was settled beforehand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fitting {
+    /// Vectors for each list and code word that training looks at: fewer than the rules say where they would not fit.
+    pub(super) sample_rate: usize,
+    /// Bytes at the peak to expect.
+    pub(super) peak: u64,
+}
+
+/// The largest sample that fits beside the build.
 ///
 /// # Errors
-/// [`Error::CannotBuild`] where it is above the memory limit, with what would fit.
-pub(super) fn check_memory(memory: MemoryLimit, spec: Option<&IndexSpec>, rows: u64, dimension: usize) -> Result<u64> {
-    let peak = memory.peak_with(build_bytes(spec, rows, dimension));
+/// [`Error::CannotBuild`] where not even the smallest does, with what would fit.
+pub(super) fn fit(memory: MemoryLimit, spec: Option<&IndexSpec>, rows: u64, dimension: usize) -> Result<Fitting> {
+    let wanted = spec.map_or(0, IndexSpec::sample_rate);
+    let peak_at = |rate| memory.peak_with(build_bytes(spec, rows, dimension, rate));
+    let mut sample_rate = wanted;
+    while memory.passed_by(peak_at(sample_rate)).is_some() && sample_rate > LEAST_SAMPLE_RATE {
+        sample_rate = (sample_rate / 2).max(LEAST_SAMPLE_RATE);
+    }
+    let peak = check_memory(memory, spec, rows, dimension, sample_rate)?;
+    Ok(Fitting { sample_rate, peak })
+}
+
+/// The peak to expect of a build, or the refusal with what would fit instead.
+fn check_memory(
+    memory: MemoryLimit,
+    spec: Option<&IndexSpec>,
+    rows: u64,
+    dimension: usize,
+    sample_rate: usize,
+) -> Result<u64> {
+    let peak = memory.peak_with(build_bytes(spec, rows, dimension, sample_rate));
     let Some(limit) = memory.passed_by(peak) else { return Ok(peak) };
     let other = |kind: IndexKind| {
         let spec = spec_for(kind, rows, dimension, &SpecOverrides::default());
-        let peak = memory.peak_with(build_bytes(spec.as_ref(), rows, dimension));
+        let peak = memory.peak_with(build_bytes(spec.as_ref(), rows, dimension, LEAST_SAMPLE_RATE));
         (memory.passed_by(peak).is_none()).then(|| format!("{} ({})", kind.label(), in_mib(peak)))
     };
     let fitting: Vec<_> = [IndexKind::IvfPq, IndexKind::Flat].into_iter().filter_map(other).collect();
@@ -85,7 +118,7 @@ mod tests {
     fn checked(limit_mib: u64, kind: IndexKind, rows: u64) -> Result<u64> {
         let memory = MemoryLimit::new(Some(limit_mib * MIB), 0)?;
         let spec = spec_for(kind, rows, 384, &SpecOverrides::default());
-        check_memory(memory, spec.as_ref(), rows, 384)
+        fit(memory, spec.as_ref(), rows, 384).map(|fitting| fitting.peak)
     }
 
     #[test]
@@ -106,5 +139,19 @@ mod tests {
             let peaks: Vec<_> = [10_000, 100_000, 1_000_000].map(|rows| checked(1 << 20, kind, rows).unwrap()).into();
             assert!(peaks.is_sorted(), "{peaks:?}");
         }
+    }
+
+    #[test]
+    fn a_sample_that_does_not_fit_is_made_smaller_before_a_build_is_refused() {
+        let rate_within = |limit_mib: u64| {
+            let memory = MemoryLimit::new(Some(limit_mib * MIB), 0).unwrap();
+            let spec = spec_for(IndexKind::IvfFlat, 1_000_000, 384, &SpecOverrides::default());
+            fit(memory, spec.as_ref(), 1_000_000, 384)
+                .map(|fitting| (fitting.sample_rate, fitting.peak <= limit_mib * MIB))
+        };
+        let [wide, narrow] = [4096, 2048].map(|limit| rate_within(limit).unwrap());
+        assert_eq!(wide, (256, true));
+        assert!((39..256).contains(&narrow.0) && narrow.1, "{narrow:?}");
+        assert!(rate_within(1024).is_err());
     }
 }

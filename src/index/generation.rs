@@ -82,8 +82,19 @@ pub struct Generation {
     pub dataset_version: u64,
     /// Seed of training and of the validation queries.
     pub seed: u64,
-    /// Seconds the build took.
+    /// Seconds the build took, training included.
     pub build_seconds: f64,
+    /// Seconds of it that training took.
+    pub training_seconds: f64,
+    /// Vectors that the training of lists looked at; `None` for flat, and where it is not on record.
+    pub sample_rows: Option<u64>,
+    /// Bytes of the index's files when it was built; `None` for flat, and where it is not on record.
+    pub index_bytes: Option<u64>,
+    /// Largest resident size of the process while it was built, in bytes, the program itself included; `None` where the
+    /// system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// The release and the storage engine that built it.
+    pub built_with: String,
     /// What validation measured.
     pub recall: Option<RecallReport>,
     /// Why it failed.
@@ -103,6 +114,15 @@ pub(super) struct Record {
     pub(super) dataset_version: u64,
     pub(super) seed: u64,
     pub(super) build_seconds: f64,
+    // These four are absent from records that earlier builds of this release have written.
+    #[serde(default)]
+    pub(super) training_seconds: f64,
+    #[serde(default)]
+    pub(super) sample_rows: Option<u64>,
+    #[serde(default)]
+    pub(super) index_bytes: Option<u64>,
+    #[serde(default)]
+    pub(super) peak_memory_bytes: Option<u64>,
     pub(super) recall: Option<RecallReport>,
     pub(super) error: Option<String>,
     pub(super) created_at: i64,
@@ -114,13 +134,18 @@ impl Record {
     pub(super) fn begin(sequence: u64, spec: Option<IndexSpec>, seed: u64, now: Timestamp) -> Self {
         Self {
             sequence,
-            state: GenerationState::Building,
+            // There is nothing to learn for a flat one.
+            state: if spec.is_some() { GenerationState::Training } else { GenerationState::Building },
             spec,
             settings: QuerySettings::default(),
             rows: 0,
             dataset_version: 0,
             seed,
             build_seconds: 0.0,
+            training_seconds: 0.0,
+            sample_rows: None,
+            index_bytes: None,
+            peak_memory_bytes: None,
             recall: None,
             error: None,
             created_at: now.0,
@@ -197,6 +222,11 @@ impl Generation {
             dataset_version: record.dataset_version,
             seed: record.seed,
             build_seconds: record.build_seconds,
+            training_seconds: record.training_seconds,
+            sample_rows: record.sample_rows,
+            index_bytes: record.index_bytes,
+            peak_memory_bytes: record.peak_memory_bytes,
+            built_with: record.built_with,
             recall: record.recall,
             error: record.error,
             created_at: Timestamp(record.created_at).to_rfc3339(),

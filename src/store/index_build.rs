@@ -1,291 +1,177 @@
 //! Building an index generation under a name.
 //!
-//! Guarantees: a build that cannot work (too few rows, an index that covers nothing) is an error, not an empty index; a
-//! cancelled one leaves nothing that a search could find. Must not know: recall, thresholds, pointers.
+//! Guarantees: a build that cannot work (too few rows, an index that covers or holds too little) is an error, not an empty
+//! index; one that is cancelled leaves nothing that a search could find, and its files have a name that tells whose they are
+//! (`index_drop`). Must not know: recall, thresholds, pointers.
 
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use arrow_array::types::Float32Type;
-use arrow_array::{FixedSizeListArray, PrimitiveArray};
-use arrow_schema::{DataType, Field};
 use async_trait::async_trait;
-use futures::TryStreamExt;
-use lance::index::DatasetIndexExt;
 use lance::index::vector::VectorIndexParams;
+use lance::index::{DatasetIndexExt, DatasetIndexInternalExt};
 use lance_index::IndexType;
+use lance_index::metrics::NoOpMetricsCollector;
 use lance_index::progress::IndexBuildProgress;
+use lance_index::vector::bq::rotation::random_fast_rotation_signs;
+use lance_index::vector::bq::storage::{RabitQuantizationMetadata, RabitQueryEstimator};
+use lance_index::vector::bq::{RQBuildParams, RQRotationType};
 use lance_index::vector::hnsw::builder::HnswBuildParams;
 use lance_index::vector::ivf::IvfBuildParams;
-use lance_index::vector::kmeans::{KMeansParams, train_kmeans};
 use lance_index::vector::pq::PQBuildParams;
 use lance_index::vector::sq::builder::SQBuildParams;
 use lance_linalg::distance::DistanceType;
-use serde::{Deserialize, Serialize};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::embeddings::{Embeddings, Snapshot};
+use super::index_drop::segment_id;
+use super::index_spec::IndexSpec;
+use super::index_train::Trained;
 use super::schema::VECTOR;
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
 use crate::progress::{Cancel, Listener, Progress, Stage};
 
 /// How often a running build looks whether it was cancelled.
-const CANCEL_POLL: std::time::Duration = std::time::Duration::from_millis(200);
+const CANCEL_POLL: Duration = Duration::from_millis(200);
 
-/// An index to build, with every parameter decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum IndexSpec {
-    /// Inverted lists over whole vectors.
-    IvfFlat {
-        /// Inverted lists.
-        partitions: usize,
-    },
-    /// Inverted lists over product-quantised vectors.
-    IvfPq {
-        /// Inverted lists.
-        partitions: usize,
-        /// Sub-vectors; divides the dimension.
-        sub_vectors: usize,
-        /// Bits of one sub-vector's code: 4 or 8.
-        bits: usize,
-        /// Vectors per partition and per codeword that training samples.
-        sample_rate: usize,
-        /// k-means iterations at most.
-        max_iterations: usize,
-    },
-    /// Inverted lists over vectors of a few bits a dimension, rotated at random.
-    IvfRq {
-        /// Inverted lists.
-        partitions: usize,
-        /// Bits of one dimension.
-        bits: usize,
-    },
-    /// A navigable small-world graph over scalar-quantised vectors.
-    Hnsw {
-        /// Inverted lists, each with a graph of its own; 1 for one graph.
-        partitions: usize,
-        /// Edges of a node.
-        edges: usize,
-        /// Candidates kept while building.
-        ef_construction: usize,
-    },
-    /// A navigable small-world graph over product-quantised vectors.
-    HnswPq {
-        /// Inverted lists, each with a graph of its own; 1 for one graph.
-        partitions: usize,
-        /// Edges of a node.
-        edges: usize,
-        /// Candidates kept while building.
-        ef_construction: usize,
-        /// Sub-vectors; divides the dimension.
-        sub_vectors: usize,
-        /// Bits of one sub-vector's code: 4 or 8.
-        bits: usize,
-    },
-    /// A navigable small-world graph over whole vectors.
-    HnswFlat {
-        /// Inverted lists, each with a graph of its own; 1 for one graph.
-        partitions: usize,
-        /// Edges of a node.
-        edges: usize,
-        /// Candidates kept while building.
-        ef_construction: usize,
-    },
-}
-
-impl IndexSpec {
-    /// The kind as a word.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::IvfFlat { .. } => "ivf-flat",
-            Self::IvfPq { .. } => "ivf-pq",
-            Self::IvfRq { .. } => "ivf-rq",
-            Self::Hnsw { .. } => "hnsw",
-            Self::HnswPq { .. } => "hnsw-pq",
-            Self::HnswFlat { .. } => "hnsw-flat",
-        }
-    }
-
-    /// Inverted lists, or graphs of a kind that has one for each.
-    pub(crate) fn partitions(&self) -> usize {
-        match *self {
-            Self::IvfFlat { partitions }
-            | Self::IvfPq { partitions, .. }
-            | Self::IvfRq { partitions, .. }
-            | Self::Hnsw { partitions, .. }
-            | Self::HnswPq { partitions, .. }
-            | Self::HnswFlat { partitions, .. } => partitions,
-        }
-    }
+/// One build: what, under which name, and who is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct IndexJob<'a> {
+    pub(crate) generation: &'a GenerationId,
+    pub(crate) spec: &'a IndexSpec,
+    /// Vectors for each list and each code word that training looks at.
+    pub(crate) sample_rate: usize,
+    /// Decides the sample, the start of k-means and the rotation of `ivf-rq`. The code books of product quantisation are
+    /// trained by Lance, on a sample of its own.
+    pub(crate) seed: u64,
+    pub(crate) listener: &'a Listener,
+    pub(crate) cancel: &'a Cancel,
 }
 
 impl Embeddings {
-    /// Builds the index under the generation's name on the newest version. `seed` decides the sample and the start of the
-    /// partition training; the code books of product quantisation are trained by Lance on a sample of its own.
+    /// Builds the index under the generation's name on the newest version.
     ///
     /// # Errors
     /// [`Error::CannotBuild`] where the index would be empty or nonsensical, [`Error::Cancelled`].
-    pub(crate) async fn build_index(
-        &self,
-        generation: &GenerationId,
-        spec: &IndexSpec,
-        seed: u64,
-        listener: &Listener,
-        cancel: &Cancel,
-    ) -> Result<Snapshot> {
+    pub(crate) async fn build_index(&self, job: &IndexJob<'_>, trained: Trained) -> Result<Snapshot> {
+        job.cancel.check()?;
         self.refresh().await?;
         let snapshot = self.snapshot().await?;
         let rows = self.count_at(&snapshot).await?;
-        check_spec(spec, rows, self.dimension)?;
-        let params = self.index_params(spec, &snapshot, rows, seed, cancel).await?;
+        job.spec.check(rows, self.dimension)?;
+        let params = index_params(job, trained, self.dimension);
         let mut dataset = snapshot.0.as_ref().clone();
         let columns = [VECTOR];
         let build = dataset
             .create_index_builder(&columns, IndexType::Vector, &params)
-            .name(generation.as_str().to_owned())
-            .progress(Arc::new(BuildProgress(listener.clone())));
+            .name(job.generation.as_str().to_owned())
+            .index_uuid(segment_id(job.generation))
+            .progress(Arc::new(BuildProgress(job.listener.clone())));
         tokio::select! {
+            // Looked at first, each time that the build makes a step.
+            biased;
+            () = cancelled(job.cancel) => return Err(Error::Cancelled),
             built = build.into_future() => { built.map_err(|e| self.table.error("build an index on", e))?; }
-            () = cancelled(cancel) => return Err(Error::Cancelled),
         }
         self.table.adopt(dataset);
         let snapshot = self.snapshot().await?;
-        let coverage = self.coverage(&snapshot, generation).await?;
-        if coverage.is_none_or(|coverage| coverage.indexed < rows) {
-            return Err(Error::CannotBuild {
-                kind: spec.label().to_owned(),
-                reason: format!("the finished index does not cover all {rows} rows"),
-            });
-        }
+        self.check_whole(&snapshot, job, rows).await?;
         Ok(snapshot)
     }
 
-    async fn index_params(
-        &self,
-        spec: &IndexSpec,
-        snapshot: &Snapshot,
-        rows: u64,
-        seed: u64,
-        cancel: &Cancel,
-    ) -> Result<VectorIndexParams> {
-        let params = match *spec {
-            IndexSpec::IvfPq { partitions, sub_vectors, bits, sample_rate, max_iterations } => {
-                let centroids = self.train_centroids(snapshot, rows, partitions, sample_rate, max_iterations, seed);
-                let mut ivf = IvfBuildParams::new(partitions);
-                ivf.centroids = Some(centroids.await?);
-                ivf.sample_rate = sample_rate;
-                let mut pq = PQBuildParams::new(sub_vectors, bits);
-                (pq.sample_rate, pq.max_iters) = (sample_rate, max_iterations);
-                VectorIndexParams::with_ivf_pq_params(DistanceType::Cosine, ivf, pq)
-            }
-            IndexSpec::Hnsw { partitions, edges, ef_construction } => {
-                let ivf = IvfBuildParams::new(partitions);
-                let hnsw = HnswBuildParams::default().num_edges(edges).ef_construction(ef_construction);
-                VectorIndexParams::with_ivf_hnsw_sq_params(DistanceType::Cosine, ivf, hnsw, SQBuildParams::default())
-            }
-            IndexSpec::IvfFlat { .. }
-            | IndexSpec::IvfRq { .. }
-            | IndexSpec::HnswPq { .. }
-            | IndexSpec::HnswFlat { .. } => {
-                let reason = "this kind cannot be built yet".to_owned();
-                return Err(Error::CannotBuild { kind: spec.label().to_owned(), reason });
-            }
-        };
-        cancel.check()?;
-        Ok(params)
+    /// Refuses an index that covers fewer rows than there are, or holds fewer than it covers.
+    async fn check_whole(&self, snapshot: &Snapshot, job: &IndexJob<'_>, rows: u64) -> Result<()> {
+        let coverage = self.coverage(snapshot, job.generation).await?;
+        let covered = coverage.map_or(0, |coverage| coverage.indexed);
+        let failed = |e| self.table.error("read the indexes of", e);
+        let mut held = 0;
+        for segment in snapshot.0.load_indices_by_name(job.generation.as_str()).await.map_err(failed)? {
+            let index = snapshot.0.open_vector_index(VECTOR, &segment.uuid, &NoOpMetricsCollector).await;
+            held += index.map_err(failed)?.num_rows();
+        }
+        if covered < rows || held < rows {
+            return Err(job
+                .spec
+                .refused(format!("the finished index covers {covered} of {rows} rows and holds {held}")));
+        }
+        Ok(())
     }
 
-    /// k-means on a seeded sample of the vectors.
-    async fn train_centroids(
-        &self,
-        snapshot: &Snapshot,
-        rows: u64,
-        partitions: usize,
-        sample_rate: usize,
-        max_iterations: usize,
-        seed: u64,
-    ) -> Result<Arc<FixedSizeListArray>> {
-        let wanted = partitions.saturating_mul(sample_rate);
-        let mut picker = crate::sample::SeededSample::new(rows, wanted as u64, seed);
-        let mut sample = Vec::with_capacity(wanted.min(usize::try_from(rows).unwrap_or(wanted)) * self.dimension);
-        let mut batches = self.vectors(snapshot, None).await?;
-        while let Some(batch) = batches.try_next().await? {
-            for vector in batch.vectors.chunks_exact(self.dimension) {
-                if picker.take_next() {
-                    sample.extend(normalised(vector));
-                }
-            }
-        }
-        let dimension = self.dimension;
-        let table = self.table.clone();
-        let training = tokio::task::spawn_blocking(move || {
-            // Cosine on unit vectors orders as L2 does, and means of unit vectors are what Lance itself would train.
-            let params = KMeansParams {
-                max_iters: u32::try_from(max_iterations).unwrap_or(u32::MAX),
-                distance_type: DistanceType::L2,
-                seed: Some(seed),
-                ..KMeansParams::default()
-            };
-            let sample = PrimitiveArray::<Float32Type>::from(sample);
-            let trained = train_kmeans::<Float32Type>(&sample, params, dimension, partitions, sample_rate);
-            let centroids = trained.map_err(|e| table.error("train partitions of", e))?.centroids;
-            let item = Arc::new(Field::new("item", DataType::Float32, true));
-            let width = i32::try_from(dimension).unwrap_or(i32::MAX);
-            let list = FixedSizeListArray::try_new(item, width, centroids, None);
-            list.map(Arc::new).map_err(|e| table.error("train partitions of", e))
-        });
-        training.await.map_err(|e| self.table.error("train partitions of", e))?
+    /// Bytes of the files of the generation's index; `None` if there is no index of that name.
+    pub(crate) async fn index_bytes(&self, snapshot: &Snapshot, generation: &GenerationId) -> Result<Option<u64>> {
+        let failed = |e| self.table.error("read the indexes of", e);
+        let segments = snapshot.0.load_indices_by_name(generation.as_str()).await.map_err(failed)?;
+        let files = segments.iter().flat_map(|segment| segment.files.iter().flatten());
+        Ok((!segments.is_empty()).then(|| files.map(|file| file.size_bytes).sum()))
     }
 }
 
-/// Refuses what Lance would turn into an empty index or a late failure.
-fn check_spec(spec: &IndexSpec, rows: u64, dimension: usize) -> Result<()> {
-    let refuse = |reason: String| Err(Error::CannotBuild { kind: spec.label().to_owned(), reason });
-    let partitions = match *spec {
-        IndexSpec::IvfPq { partitions, sub_vectors, bits, .. } => {
-            if sub_vectors == 0 || !dimension.is_multiple_of(sub_vectors) {
-                return refuse(format!("{sub_vectors} sub-vectors do not divide {dimension} dimensions"));
-            }
-            if bits != 4 && bits != 8 {
-                return refuse(format!("codes of {bits} bits are not supported; 4 and 8 are"));
-            }
-            if bits == 4 && !sub_vectors.is_multiple_of(2) {
-                return refuse(format!("codes of 4 bits are stored in pairs; {sub_vectors} sub-vectors are odd"));
-            }
-            let codewords = 1u64 << bits;
-            if rows < codewords {
-                return refuse(format!("{rows} rows cannot train {codewords} codewords; use a flat index or 4 bits"));
-            }
-            partitions
-        }
-        IndexSpec::Hnsw { partitions, edges, ef_construction } => {
-            if edges < 4 || ef_construction < edges {
-                return refuse(format!(
-                    "{edges} edges with ef_construction {ef_construction}: use 4 edges or more, and no fewer candidates than edges"
-                ));
-            }
-            partitions
-        }
-        IndexSpec::IvfFlat { .. } | IndexSpec::IvfRq { .. } | IndexSpec::HnswPq { .. } | IndexSpec::HnswFlat { .. } => {
-            return refuse("this kind cannot be built yet".to_owned());
-        }
+fn index_params(job: &IndexJob<'_>, trained: Trained, dimension: usize) -> VectorIndexParams {
+    let metric = DistanceType::Cosine;
+    let mut ivf = IvfBuildParams::new(job.spec.partitions());
+    ivf.centroids = Some(trained.centroids);
+    ivf.sample_rate = job.sample_rate;
+    let codes = |sub_vectors, bits, max_iterations| {
+        let mut pq = PQBuildParams::new(sub_vectors, bits);
+        (pq.sample_rate, pq.max_iters) = (job.sample_rate, max_iterations);
+        pq
     };
-    if partitions == 0 || partitions as u64 > rows {
-        return refuse(format!("{partitions} partitions for {rows} rows"));
+    let graph = |edges, ef_construction| HnswBuildParams::default().num_edges(edges).ef_construction(ef_construction);
+    match *job.spec {
+        IndexSpec::IvfFlat { .. } => VectorIndexParams::with_ivf_flat_params(metric, ivf),
+        IndexSpec::IvfPq { sub_vectors, bits, max_iterations, .. } => {
+            VectorIndexParams::with_ivf_pq_params(metric, ivf, codes(sub_vectors, bits, max_iterations))
+        }
+        IndexSpec::IvfRq { bits, .. } => {
+            VectorIndexParams::with_ivf_rq_params(metric, ivf, rotation(bits, dimension, job.seed))
+        }
+        IndexSpec::Hnsw { edges, ef_construction, .. } => {
+            let graph = graph(edges, ef_construction);
+            VectorIndexParams::with_ivf_hnsw_sq_params(metric, ivf, graph, SQBuildParams::default())
+        }
+        IndexSpec::HnswPq { edges, ef_construction, sub_vectors, bits, .. } => {
+            let (graph, codes) = (graph(edges, ef_construction), codes(sub_vectors, bits, ivf.max_iters));
+            VectorIndexParams::with_ivf_hnsw_pq_params(metric, ivf, graph, codes)
+        }
+        IndexSpec::HnswFlat { edges, ef_construction, .. } => {
+            VectorIndexParams::ivf_hnsw(metric, ivf, graph(edges, ef_construction))
+        }
     }
-    Ok(())
 }
 
-fn normalised(vector: &[f32]) -> impl Iterator<Item = f32> + '_ {
-    let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-    let scale = if norm > 0.0 { norm.recip() } else { 1.0 };
-    vector.iter().map(move |x| x * scale)
+/// A rotation that follows from the seed; Lance would draw one.
+fn rotation(bits: usize, dimension: usize, seed: u64) -> RQBuildParams {
+    // As many signs as Lance wants, which it does not state otherwise.
+    let mut signs = random_fast_rotation_signs(dimension);
+    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut signs);
+    let num_bits = u8::try_from(bits).unwrap_or(u8::MAX);
+    let rotation = RabitQuantizationMetadata {
+        rotate_mat: None,
+        rotate_mat_position: None,
+        fast_rotation_signs: Some(signs),
+        rotation_type: RQRotationType::Fast,
+        code_dim: u32::try_from(dimension).unwrap_or(u32::MAX),
+        num_bits,
+        packed: false,
+        query_estimator: RabitQueryEstimator::RawQuery,
+    };
+    RQBuildParams { rotation: Some(rotation), ..RQBuildParams::new(num_bits) }
 }
 
-async fn cancelled(cancel: &Cancel) {
-    while !cancel.is_cancelled() {
-        tokio::time::sleep(CANCEL_POLL).await;
-    }
+/// Returns once stopping was asked for: seen at the next wake of whoever waits, and that is at the next tick at the latest.
+pub(super) async fn cancelled(cancel: &Cancel) {
+    let mut ticks = tokio::time::interval(CANCEL_POLL);
+    std::future::poll_fn(|context| {
+        if cancel.is_cancelled() {
+            return Poll::Ready(());
+        }
+        while ticks.poll_tick(context).is_ready() {}
+        Poll::Pending
+    })
+    .await
 }
 
 #[derive(Debug)]

@@ -142,19 +142,6 @@ impl Embeddings {
         snapshot.0.prewarm_index(generation.as_str()).await.map_err(|e| self.table.error("prewarm an index of", e))
     }
 
-    /// Removes the generation's index; nothing happens if there is none.
-    pub(crate) async fn drop_index(&self, generation: &GenerationId) -> Result<()> {
-        self.refresh().await?;
-        let mut dataset = self.snapshot().await?.0.as_ref().clone();
-        let failed = |e| self.table.error("drop an index of", e);
-        if dataset.load_indices_by_name(generation.as_str()).await.map_err(failed)?.is_empty() {
-            return Ok(());
-        }
-        dataset.drop_index(generation.as_str()).await.map_err(failed)?;
-        self.table.adopt(dataset);
-        Ok(())
-    }
-
     /// The scanner, and the generation's segments.
     async fn pinned_scanner(
         &self,

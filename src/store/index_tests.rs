@@ -12,7 +12,7 @@ use super::index_plan::{check_plan, segments_to_search};
 use super::rows::Rows;
 use super::schema::VECTOR;
 use super::{
-    Durability, EmbeddingRow, Embeddings, IndexQuery, IndexSpec, Neighbour, QuerySettings, Snapshot, Store,
+    Durability, EmbeddingRow, Embeddings, IndexJob, IndexQuery, IndexSpec, Neighbour, QuerySettings, Snapshot, Store,
     StoreOptions,
 };
 use crate::clock::{Clock, Timestamp};
@@ -64,8 +64,10 @@ fn row(number: usize, vector: Vec<f32>) -> EmbeddingRow {
 }
 
 async fn build(embeddings: &Embeddings, name: &str, spec: &IndexSpec, seed: u64) -> Snapshot {
-    let (listener, cancel) = (Listener::default(), Cancel::default());
-    embeddings.build_index(&generation(name), spec, seed, &listener, &cancel).await.unwrap()
+    let (generation, listener, cancel) = (generation(name), Listener::default(), Cancel::default());
+    let job = IndexJob { generation: &generation, spec, sample_rate: 256, seed, listener: &listener, cancel: &cancel };
+    let trained = embeddings.train_index(&embeddings.snapshot().await.unwrap(), &job).await.unwrap();
+    embeddings.build_index(&job, trained).await.unwrap()
 }
 
 async fn pinned(embeddings: &Embeddings, snapshot: &Snapshot, name: &str, vector: &[f32]) -> Vec<Neighbour> {

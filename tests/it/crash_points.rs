@@ -510,6 +510,7 @@ async fn every_file_and_every_named_point_is_among_the_counted_changes() {
         "backfill: vectors stored",
         "backfill: marked ready",
         "build: generation recorded",
+        "build: trained",
         "build: index built",
         "build: built",
         "validate: passed",

@@ -13,6 +13,7 @@ mod examples;
 mod harness;
 mod housekeeping;
 mod images;
+mod index_kinds;
 mod index_lifecycle;
 mod ingest;
 mod kill;

@@ -58,7 +58,7 @@ pub struct SpecFlags {
     /// Sub-vectors of product quantisation; divides the dimension
     #[arg(long, value_name = "N", value_parser = positive)]
     pub sub_vectors: Option<usize>,
-    /// Bits of a product quantisation code: 4 or 8
+    /// Bits of a product quantisation code, 4 or 8; of a dimension with ivf-rq, 1 to 9
     #[arg(long, value_name = "N", value_parser = positive)]
     pub bits: Option<usize>,
     /// Edges of a graph node

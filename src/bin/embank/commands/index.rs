@@ -149,12 +149,13 @@ fn shown(generation: &Generation) -> String {
     let mut lines = vec![
         format!("generation  {} ({})", generation.id, generation.state.label()),
         format!("index       {}", report::generation(generation)),
-        format!("built       {} in {}", generation.created_at, seconds(generation.build_seconds)),
+        format!("built       {} in {}, by {}", generation.created_at, taken(generation), generation.built_with),
         format!("from        table version {}, seed {}", generation.dataset_version, generation.seed),
     ];
     if let Some(spec) = &generation.spec {
         lines.push(format!("parameters  {}", serde_json::json!(spec)));
     }
+    lines.extend(size(generation));
     if let Some(error) = &generation.error {
         lines.push(format!("failed      {error}"));
     }
@@ -167,6 +168,26 @@ fn shown(generation: &Generation) -> String {
         }));
     }
     lines.join("\n") + "\n"
+}
+
+/// How long it took, and what of that was training.
+fn taken(generation: &Generation) -> String {
+    let all = seconds(generation.build_seconds);
+    match generation.sample_rows {
+        Some(rows) => {
+            let training = seconds(generation.training_seconds);
+            format!("{all} ({training} of it training on {} vectors)", HumanCount(rows))
+        }
+        None => all,
+    }
+}
+
+/// Bytes on disk, and in memory while it was built.
+fn size(generation: &Generation) -> Option<String> {
+    let disk = generation.index_bytes.map(|bytes| format!("{} on disk", HumanBytes(bytes)));
+    let memory = generation.peak_memory_bytes.map(|bytes| format!("{} in memory at the peak", HumanBytes(bytes)));
+    let known: Vec<_> = [disk, memory].into_iter().flatten().collect();
+    (!known.is_empty()).then(|| format!("size        {}", known.join(", ")))
 }
 
 async fn collect_garbage(session: &Session) -> anyhow::Result<Exit> {
