@@ -390,11 +390,11 @@ fn a_table_without_the_text_column_is_listed_with_its_columns() {
 #[test]
 fn what_is_said_of_a_header_stays_short_however_long_the_header_is() {
     let names: Vec<_> = (1..=500).map(|n| format!("{n}{}", "x".repeat(500))).collect();
-    let sink = extracted("a.csv", &format!("{}\n1\n", names.join(",")));
+    let sink = extracted("a.csv", format!("{}\n1\n", names.join(",")));
     let [(None, reason)] = &sink.skipped[..] else { panic!("{} reasons", sink.skipped.len()) };
     let reason = reason.to_string();
     assert!(reason.len() < 1000 && reason.ends_with("… and 488 more"), "{reason}");
-    let sink = extracted("a.csv", &format!("text{}\nx{}\n", ",n".repeat(500), ",1".repeat(500)));
+    let sink = extracted("a.csv", format!("text{}\nx{}\n", ",n".repeat(500), ",1".repeat(500)));
     assert_eq!(sink.skipped.len(), 13);
     assert_eq!(sink.skipped[12], (Some(1), bad("487 more columns are there twice")));
     assert_eq!(records(&sink).len(), 1);
