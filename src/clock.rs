@@ -26,6 +26,16 @@ impl Timestamp {
         DateTime::<Utc>::from_timestamp_micros(self.0)
             .map_or_else(|| self.0.to_string(), |time| time.to_rfc3339_opts(SecondsFormat::Secs, true))
     }
+
+    /// The beginning of its second: what [`Timestamp::to_rfc3339`] keeps of it.
+    pub(crate) fn whole_second(self) -> Self {
+        Self(self.0 - self.0.rem_euclid(1_000_000))
+    }
+
+    /// Reads what [`Timestamp::to_rfc3339`] wrote: the second's beginning; `None` for anything else.
+    pub(crate) fn from_rfc3339(text: &str) -> Option<Self> {
+        DateTime::parse_from_rfc3339(text).ok().map(|time| Self(time.timestamp_micros()))
+    }
 }
 
 /// Where the present moment comes from.

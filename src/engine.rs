@@ -247,6 +247,7 @@ impl Bank {
             memory: self.memory,
             listener: self.listener.clone(),
             cancel: self.cancel.clone(),
+            ask_anew: crate::questions::ask_anew(&self.embedder, &self.store),
         }
     }
 

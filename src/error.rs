@@ -262,15 +262,22 @@ pub enum Error {
         /// The id that was asked for.
         id: String,
     },
-    /// The gate said no: the generation's recall is below the threshold.
-    #[error("generation {id} has recall@{k} {recall:.4}, below the required {required:.4}; it was not activated")]
+    /// The gate said no: the generation's recall is below the threshold, or was not shown to reach it.
+    #[error(
+        "generation {id} has recall@{k} {recall:.4} over {of}, which proves {bound:.4}, below the required {required:.4}; \
+         search goes on as before"
+    )]
     RecallTooLow {
         /// The generation.
         id: String,
         /// Neighbours asked for.
         k: usize,
-        /// Measured mean recall@k of the verdict queries.
+        /// Which of the verdict queries: all of them, or those within a category.
+        of: String,
+        /// Their measured mean recall@k.
         recall: f64,
+        /// What the true recall is not below, with 95 % confidence.
+        bound: f64,
         /// The threshold.
         required: f64,
     },

@@ -5,7 +5,7 @@
 use crate::engine::{Bank, Pending};
 use crate::error::Result;
 use crate::id::GenerationId;
-use crate::index::{Activation, BuildOptions, Built, Generation, ValidateOptions, Validated};
+use crate::index::{Activation, BuildOptions, Built, Generation, ValidateOptions, Validated, VerifyReport};
 use crate::schedule::{ActiveStatistics, IndexStatistics};
 
 impl Bank {
@@ -31,6 +31,24 @@ impl Bank {
     /// As [`Bank::build_index`] and [`Bank::validate`].
     pub fn build_validated(&self, build: BuildOptions, validate: ValidateOptions) -> Pending<'_, Validated> {
         Box::pin(async move { self.indexing().build_validated(build, &validate).await })
+    }
+
+    /// Chooses other query settings for a generation that passed validation, on the vectors there are now and with new
+    /// queries; `options.min_recall` must be reached, and is what is aimed at. Search uses them from then on.
+    ///
+    /// # Errors
+    /// [`Error::RecallTooLow`] where no setting suffices: it is searched as before; [`Error::WrongState`],
+    /// [`Error::Busy`].
+    pub fn tune<'a>(&'a self, id: &'a GenerationId, options: ValidateOptions) -> Pending<'a, Generation> {
+        Box::pin(async move { self.indexing().retune(id, &options, None).await })
+    }
+
+    /// Measures the recall of a generation again, from what its record says, and compares. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] for a generation that did not pass or whose index is gone.
+    pub fn verify<'a>(&'a self, id: &'a GenerationId) -> Pending<'a, VerifyReport> {
+        Box::pin(async move { self.indexing().verify(id).await })
     }
 
     /// Moves the pointer that search follows to a validated generation.

@@ -69,6 +69,7 @@ mod ledger;
 mod memory;
 pub mod progress;
 mod promise;
+mod questions;
 mod regular_file;
 mod resident;
 mod sample;
@@ -88,12 +89,12 @@ pub use housekeeping::{HousekeepingFailure, HousekeepingOptions, HousekeepingRep
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{
     Activation, BuildOptions, Built, FLAT_BELOW, Generation, GenerationState, HNSW_UP_TO, IndexKind, RecallReport,
-    SpecOverrides, TriedSettings, ValidateOptions, Validated,
+    SliceReport, SpecOverrides, TriedSettings, ValidateOptions, Validated, VerifyReport,
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use inspect::{BankStatus, EmbedderStatus, Failures};
 pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
-pub use search::{Grouping, Hit, SearchFilter, SearchOptions, SearchResult};
+pub use search::{Grouping, Hit, QueryLogging, SearchFilter, SearchOptions, SearchResult};
 pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};
 pub use store::{
     DocumentRow, Durability, FailedChunks, FailureGroup, IndexSpec, Mend, MendKind, QuerySettings, RetryReport, RunRow,

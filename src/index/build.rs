@@ -87,7 +87,7 @@ impl Indexing {
         let now = self.store.clock().now();
         let last = self.store.generations.list(None).await?.iter().map(|row| row.sequence).max().unwrap_or(0);
         let id = GenerationId::new(last + 1, rand_suffix());
-        let seed = options.seed.unwrap_or_else(|| u64::from(rand_suffix()));
+        let seed = options.seed.unwrap_or_else(drawn_seed);
         let mut record = Record::begin(last + 1, spec, seed, now);
         self.begin(&id, &record).await?;
         self.store.fault_point("build: generation recorded").await?;
@@ -205,6 +205,11 @@ fn default_settings(spec: Option<&IndexSpec>) -> QuerySettings {
         None => QuerySettings::default(),
         Some(spec) => QuerySettings { nprobes: Some(spec.partitions()), ef: None, refine_factor: Some(1) },
     }
+}
+
+/// A seed where none was given.
+pub(super) fn drawn_seed() -> u64 {
+    u64::from(rand_suffix())
 }
 
 /// 32 random bits from the operating system, by way of a UUID.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::pointer::Pointer;
-use super::recall::RecallReport;
+use super::report::RecallReport;
 use super::rules::IndexKind;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};

@@ -7,22 +7,31 @@
 mod activate;
 pub(crate) mod audit;
 mod build;
+mod confidence;
 mod estimate;
 mod garbage;
 mod generation;
+mod ladder;
 mod pointer;
 mod queries;
 mod recall;
+mod report;
+mod retune;
 mod rules;
+mod slices;
+mod sources;
 mod tune;
 mod validate;
+mod verify;
 
 pub use activate::Activation;
 pub use build::{BuildOptions, Built};
 pub use generation::{Generation, GenerationState};
-pub use recall::{RecallReport, TriedSettings};
+pub use report::{RecallReport, SliceReport, TriedSettings};
 pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};
+pub(crate) use sources::AskAnew;
 pub use validate::{ValidateOptions, Validated};
+pub use verify::VerifyReport;
 
 use crate::error::{Error, Result};
 use crate::id::{EmbedderId, GenerationId};
@@ -40,6 +49,8 @@ pub(crate) struct Indexing {
     pub(crate) memory: MemoryLimit,
     pub(crate) listener: Listener,
     pub(crate) cancel: Cancel,
+    /// Where the embedder tells questions from passages.
+    pub(crate) ask_anew: Option<AskAnew>,
 }
 
 impl Indexing {

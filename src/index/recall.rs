@@ -1,50 +1,10 @@
-//! Measuring recall@k, and the report that is kept with a generation.
-
-use serde::{Deserialize, Serialize};
+//! Recall@k of one query, and what a pass over a query set came to.
 
 use super::queries::ValidationQuery;
-use crate::store::{Neighbour, QuerySettings};
+use crate::store::Neighbour;
 
 /// Slack on the radius: two f32 sums over some hundred products in different orders differ by about 1e-6.
 const TIE: f32 = 2e-6;
-
-/// What validation measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RecallReport {
-    /// Neighbours asked for.
-    pub k: usize,
-    /// Mean recall@k over the verdict queries.
-    pub recall: f64,
-    /// The worst query's.
-    pub worst: f64,
-    /// What was required.
-    pub required: f64,
-    /// Verdict queries.
-    pub queries: usize,
-    /// Queries that tuning used; none of them is a verdict query.
-    pub tuning_queries: usize,
-    /// Where the queries came from.
-    pub query_source: String,
-    /// What the truth was computed with.
-    pub ground_truth: String,
-    /// Median milliseconds of a verdict query, on the machine that validated.
-    pub p50_ms: f64,
-    /// 95th percentile of them.
-    pub p95_ms: f64,
-    /// Settings that tuning measured, in the order tried.
-    pub tried: Vec<TriedSettings>,
-}
-
-/// One setting that tuning measured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TriedSettings {
-    /// The setting.
-    pub settings: QuerySettings,
-    /// Mean recall@k over the tuning queries.
-    pub recall: f64,
-    /// 95th percentile of a query's milliseconds.
-    pub p95_ms: f64,
-}
 
 /// What one pass over a query set measured.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +17,13 @@ impl Measured {
     pub(super) fn mean(&self) -> f64 {
         let count = self.recalls.len();
         if count == 0 { 0.0 } else { self.recalls.iter().sum::<f64>() / count as f64 }
+    }
+
+    /// This and what another pass measured.
+    pub(super) fn and(mut self, more: Self) -> Self {
+        self.recalls.extend(more.recalls);
+        self.milliseconds.extend(more.milliseconds);
+        self
     }
 
     pub(super) fn worst(&self) -> f64 {
@@ -80,7 +47,7 @@ pub(super) fn recall_of(query: &ValidationQuery, found: &[Neighbour]) -> f64 {
         return 1.0;
     }
     let good = |n: &&Neighbour| query.neighbours.contains(&n.row_id) || n.distance <= query.radius + TIE;
-    let hits = found.iter().filter(|n| n.row_id != query.origin).take(k).filter(good).count();
+    let hits = found.iter().filter(|n| Some(n.row_id) != query.origin).take(k).filter(good).count();
     hits as f64 / k as f64
 }
 
@@ -89,7 +56,7 @@ mod tests {
     use super::*;
 
     fn query() -> ValidationQuery {
-        ValidationQuery { origin: 9, vector: vec![], neighbours: vec![1, 2], radius: 0.5 }
+        ValidationQuery { origin: Some(9), vector: vec![], neighbours: vec![1, 2], radius: 0.5 }
     }
 
     fn found(rows: &[(u64, f32)]) -> Vec<Neighbour> {

@@ -1,51 +1,93 @@
-//! Choosing nprobes, ef and refine factor by measuring: the cheapest setting, by 95th percentile, whose recall on the tuning
-//! queries reaches the target with a margin.
+//! Choosing nprobes, ef and refine factor by measuring: the cheapest setting, by 95th percentile, that is sure enough to
+//! reach the target.
+//!
+//! Recall rises along a ladder (`ladder`), so its first sufficient rung is found by bisection with a few scouts; the next
+//! ladder, whose candidates cost more, need only be looked at below that rung. What is left, one rung a ladder at most, is
+//! measured with all tuning queries, those within frequent categories included. That takes a dozen settings where all of
+//! them would be fifty.
+
+use std::collections::HashMap;
 
 use super::Indexing;
-use super::queries::ValidationQuery;
-use super::recall::{Measured, TriedSettings, recall_of};
+use super::confidence::{CONFIDENCE, pass_mark, prove};
+use super::ladder::{FixedSettings, ladders};
+use super::queries::{ValidationQueries, ValidationQuery};
+use super::recall::{Measured, recall_of};
+use super::report::TriedSettings;
 use crate::error::Result;
 use crate::id::GenerationId;
 use crate::progress::{Progress, Stage};
-use crate::store::{IndexSpec, QuerySettings, Snapshot};
+use crate::store::{Filter, IndexSpec, QuerySettings, Snapshot};
 
-/// Recall above the target that tuning asks for, so that the verdict on other queries does not fail by chance: about one
-/// standard error of 96 queries × 10 neighbours at 0.95.
-const MARGIN: f64 = 0.007;
+/// Tuning queries that bisection measures with.
+const SCOUTS: usize = 32;
 
-/// Settings fixed by hand; what is absent is tuned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FixedSettings {
-    pub(super) nprobes: Option<usize>,
-    pub(super) ef: Option<usize>,
-    pub(super) refine_factor: Option<u32>,
+/// How sure tuning wants to be that the verdict, on other queries, will pass. Less than the verdict itself asks for: what
+/// is chosen for being barely sufficient passes nine times in ten, and rungs are coarse, so mostly more often.
+const TUNING_CONFIDENCE: f64 = 0.90;
+
+/// Settings that are measured with all tuning queries at most.
+const FINALISTS: usize = 6;
+
+/// What tuning chose.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tuned {
+    pub(super) settings: QuerySettings,
+    pub(super) tried: Vec<TriedSettings>,
+}
+
+/// A search for the cheapest setting of one generation.
+struct Tuning<'a> {
+    indexing: &'a Indexing,
+    generation: &'a GenerationId,
+    snapshot: &'a Snapshot,
+    queries: &'a ValidationQueries,
+    /// The measured recall from which on a verdict proves the target.
+    mark: f64,
+    target: f64,
+    scouted: HashMap<QuerySettings, Measured>,
+    /// The least median of what the scouts found sufficient.
+    cheapest_ms: f64,
+    tried: Vec<TriedSettings>,
+}
+
+/// A rung that may be the one.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    ladder: usize,
+    rung: usize,
+    /// Its median milliseconds, or a guess.
+    p50_ms: f64,
 }
 
 impl Indexing {
-    /// Measures the candidates and returns the chosen one with all that was measured. Without one that reaches `target` it
-    /// is the one with the highest recall.
+    /// Looks for the cheapest setting with which the verdict should prove `target`. Without one it is the one with the
+    /// highest recall.
     pub(super) async fn tune(
         &self,
         generation: &GenerationId,
         snapshot: &Snapshot,
         spec: &IndexSpec,
-        queries: &[ValidationQuery],
+        queries: &ValidationQueries,
         target: f64,
         fixed: &FixedSettings,
-    ) -> Result<(QuerySettings, Vec<TriedSettings>)> {
-        let asked = queries.first().map_or(1, |query| query.neighbours.len() + 1);
-        let candidates = candidates(spec, fixed, asked);
-        self.listener.report(Progress::Started { stage: Stage::Tune, total: Some(candidates.len() as u64) });
-        let mut tried: Vec<TriedSettings> = Vec::with_capacity(candidates.len());
-        for (done, settings) in candidates.into_iter().enumerate() {
-            self.cancel.check()?;
-            let measured = self.measure(generation, snapshot, queries, &settings).await?;
-            tried.push(TriedSettings { settings, recall: measured.mean(), p95_ms: measured.percentile_ms(95) });
-            self.listener.report(Progress::Advanced { stage: Stage::Tune, done: done as u64 + 1 });
-        }
+    ) -> Result<Tuned> {
+        let asked = queries.tuning.first().map_or(1, ValidationQuery::asked);
+        let mut tuning = Tuning {
+            indexing: self,
+            generation,
+            snapshot,
+            queries,
+            mark: mark(target, &queries.verdict, queries.is_sample),
+            target,
+            scouted: HashMap::new(),
+            cheapest_ms: f64::INFINITY,
+            tried: Vec::new(),
+        };
+        self.listener.report(Progress::Started { stage: Stage::Tune, total: None });
+        let settings = tuning.choose(&ladders(spec, fixed, asked)).await?;
         self.listener.report(Progress::Finished { stage: Stage::Tune });
-        let settings = choose(&tried, target).unwrap_or_default();
-        Ok((settings, tried))
+        Ok(Tuned { settings, tried: tuning.tried })
     }
 
     /// Runs each query once, after one that is not counted.
@@ -55,14 +97,17 @@ impl Indexing {
         snapshot: &Snapshot,
         queries: &[ValidationQuery],
         settings: &QuerySettings,
+        filter: Option<&Filter>,
     ) -> Result<Measured> {
         let mut measured = Measured::default();
         if let Some(first) = queries.first() {
-            self.embeddings.search_index(snapshot, &first.asked_of(generation, settings)).await?;
+            self.embeddings.search_index(snapshot, &first.asked_of(generation, settings, filter)).await?;
         }
         for query in queries {
+            self.cancel.check()?;
             let began = std::time::Instant::now();
-            let found = self.embeddings.search_index(snapshot, &query.asked_of(generation, settings)).await?;
+            let asked = query.asked_of(generation, settings, filter);
+            let found = self.embeddings.search_index(snapshot, &asked).await?;
             measured.milliseconds.push(began.elapsed().as_secs_f64() * 1e3);
             measured.recalls.push(recall_of(query, &found));
         }
@@ -70,77 +115,151 @@ impl Indexing {
     }
 }
 
-/// Settings worth measuring for an index that is asked for `k` neighbours, cheap ones first.
-fn candidates(spec: &IndexSpec, fixed: &FixedSettings, k: usize) -> Vec<QuerySettings> {
-    let refines = fixed.refine_factor.map_or_else(|| vec![1, 2, 5, 10, 20], |r| vec![r]);
-    let probes = list_counts(spec.partitions());
-    let efs = match spec {
-        IndexSpec::IvfFlat { .. } | IndexSpec::IvfPq { .. } | IndexSpec::IvfRq { .. } => vec![None],
-        IndexSpec::Hnsw { .. } | IndexSpec::HnswPq { .. } | IndexSpec::HnswFlat { .. } => {
-            vec![Some(32), Some(64), Some(128), Some(256)]
+impl Tuning<'_> {
+    async fn choose(&mut self, ladders: &[Vec<QuerySettings>]) -> Result<QuerySettings> {
+        let mut candidates = Vec::new();
+        let mut below = usize::MAX;
+        for (number, ladder) in ladders.iter().enumerate() {
+            let Some(rung) = self.first_sufficient(ladder, below).await? else { continue };
+            let p50_ms = ladder.get(rung).and_then(|s| self.scouted.get(s)).map_or(0.0, |m| m.percentile_ms(50));
+            candidates.push(Candidate { ladder: number, rung, p50_ms });
+            // More candidates are worth their cost only where they save lists.
+            below = rung;
         }
-    };
-    let probes = fixed.nprobes.map_or(probes, |n| vec![n]);
-    let efs = fixed.ef.map_or(efs, |ef| vec![Some(ef)]);
-    let mut all: Vec<QuerySettings> = Vec::new();
-    for &refine in &refines {
-        for &nprobes in &probes {
-            for &ef in &efs {
-                // A graph search keeps at least the candidates that are ranked again; say so, and try it once.
-                let ef = ef.map(|ef| ef.max(k * refine as usize));
-                let settings = QuerySettings { nprobes: Some(nprobes), ef, refine_factor: Some(refine) };
-                if !all.contains(&settings) {
-                    all.push(settings);
+        if let Some(last) = ladders.len().checked_sub(1).filter(|_| candidates.is_empty()) {
+            let rung = ladders.last().map_or(0, |ladder| ladder.len().saturating_sub(1));
+            candidates.push(Candidate { ladder: last, rung, p50_ms: 0.0 });
+        }
+        let proven = self.best_of(candidates, ladders).await?;
+        Ok(proven.or_else(|| highest_recall(&self.tried)).unwrap_or_default())
+    }
+
+    /// The lowest rung below `below` whose scouts reach the mark.
+    async fn first_sufficient(&mut self, ladder: &[QuerySettings], below: usize) -> Result<Option<usize>> {
+        let (mut low, mut high) = (0, below.min(ladder.len()));
+        let mut sufficient = None;
+        let mut failed: Option<(usize, f64)> = None;
+        while low < high {
+            let rung = usize::midpoint(low, high);
+            let Some(settings) = ladder.get(rung) else { break };
+            let recall = self.scout(settings).await?;
+            if recall >= self.mark {
+                (high, sufficient) = (rung, Some(rung));
+                let p50_ms = self.scouted.get(settings).map_or(f64::INFINITY, |m| m.percentile_ms(50));
+                self.cheapest_ms = self.cheapest_ms.min(p50_ms);
+                continue;
+            }
+            // What is too little and takes longer than what suffices: all further rungs take longer still.
+            if self.scouted.get(settings).is_some_and(|m| m.percentile_ms(50) >= self.cheapest_ms) {
+                break;
+            }
+            // Recall rises ever more slowly: where the last steps gained too little, those that are left will as well.
+            if let Some((lower, before)) = failed.replace((rung, recall)) {
+                let gain = (recall - before) / (rung - lower) as f64;
+                if recall + gain * (high - 1).saturating_sub(rung) as f64 * 1.5 < self.mark {
+                    break;
                 }
             }
+            low = rung + 1;
         }
+        Ok(sufficient)
     }
-    all
+
+    async fn scout(&mut self, settings: &QuerySettings) -> Result<f64> {
+        if let Some(measured) = self.scouted.get(settings) {
+            return Ok(measured.mean());
+        }
+        let scouts = self.queries.tuning.get(..SCOUTS).unwrap_or(&self.queries.tuning);
+        let measured = self.indexing.measure(self.generation, self.snapshot, scouts, settings, None).await?;
+        let recall = measured.mean();
+        self.note(settings, &measured, false);
+        self.scouted.insert(*settings, measured);
+        Ok(recall)
+    }
+
+    /// Measures candidates in full, the cheapest first, until none that is left can be cheaper than what suffices.
+    async fn best_of(
+        &mut self,
+        mut candidates: Vec<Candidate>,
+        ladders: &[Vec<QuerySettings>],
+    ) -> Result<Option<QuerySettings>> {
+        let mut best: Option<(QuerySettings, f64, f64)> = None;
+        for _ in 0..FINALISTS {
+            candidates.sort_by(|a, b| b.p50_ms.total_cmp(&a.p50_ms));
+            let Some(candidate) = candidates.pop() else { break };
+            if best.is_some_and(|(_, _, p50_ms)| candidate.p50_ms >= p50_ms) {
+                break;
+            }
+            let at = |rung: usize| ladders.get(candidate.ladder).and_then(|ladder| ladder.get(rung));
+            let Some(settings) = at(candidate.rung) else { continue };
+            let (measured, suffices) = self.measure_in_full(settings).await?;
+            let (p50_ms, p95_ms) = (measured.percentile_ms(50), measured.percentile_ms(95));
+            if suffices && best.is_none_or(|(_, least, _)| p95_ms < least) {
+                best = Some((*settings, p95_ms, p50_ms));
+            }
+            // Not quite enough: the next rung, which takes a little longer.
+            let next = (candidate.rung + 1..).map_while(|rung| Some((rung, at(rung)?))).find(|(_, s)| *s != settings);
+            if let Some((rung, _)) = next.filter(|_| !suffices) {
+                candidates.push(Candidate { rung, p50_ms: p50_ms * 1.1, ..candidate });
+            }
+        }
+        Ok(best.map(|(settings, ..)| settings))
+    }
+
+    /// Measures a setting with all tuning queries; says whether the verdict should pass with it.
+    async fn measure_in_full(&mut self, settings: &QuerySettings) -> Result<(Measured, bool)> {
+        let (indexing, queries) = (self.indexing, self.queries);
+        let scouted = self.scouted.remove(settings);
+        let rest = queries.tuning.get(scouted.as_ref().map_or(0, |m| m.recalls.len())..).unwrap_or_default();
+        let measured = indexing.measure(self.generation, self.snapshot, rest, settings, None).await?;
+        let measured = scouted.unwrap_or_default().and(measured);
+        let k = queries.tuning.first().map_or(1, |query| query.neighbours.len());
+        let mut suffices = !queries.is_sample && measured.mean() >= self.target
+            || prove(&measured.recalls, k, TUNING_CONFIDENCE).lower >= self.mark;
+        for slice in queries.slices.iter().filter(|slice| slice.is_gated) {
+            if !suffices {
+                break;
+            }
+            let filter = Some(&slice.filter);
+            let within = indexing.measure(self.generation, self.snapshot, &slice.tuning, settings, filter).await?;
+            // So few questions prove little; they find a filter that ruins what is fine without it.
+            suffices = within.mean() >= mark(self.target, &slice.verdict, true);
+        }
+        self.note(settings, &measured, suffices);
+        Ok((measured, suffices))
+    }
+
+    /// Keeps what was measured of a setting, in the place of what fewer queries said.
+    fn note(&mut self, settings: &QuerySettings, measured: &Measured, suffices: bool) {
+        let tried = TriedSettings {
+            settings: *settings,
+            recall: measured.mean(),
+            p95_ms: measured.percentile_ms(95),
+            p50_ms: measured.percentile_ms(50),
+            queries: measured.recalls.len(),
+            suffices,
+        };
+        match self.tried.iter_mut().find(|earlier| earlier.settings == *settings) {
+            Some(earlier) => *earlier = tried,
+            None => self.tried.push(tried),
+        }
+        let done = self.tried.len() as u64;
+        self.indexing.listener.report(Progress::Advanced { stage: Stage::Tune, done });
+    }
 }
 
-/// A spread of list counts from 1 to all: by fours, so that a thousand lists make six steps.
-fn list_counts(partitions: usize) -> Vec<usize> {
-    let mut steps: Vec<_> =
-        std::iter::successors(Some(1usize), |n| n.checked_mul(4)).take_while(|n| *n < partitions).collect();
-    steps.push(partitions);
-    steps
+/// The recall that the verdict on these queries must measure to prove the target; the target itself where nothing is
+/// sampled. A target that so few queries cannot prove asks for all neighbours.
+fn mark(target: f64, verdict: &[ValidationQuery], is_sample: bool) -> f64 {
+    if !is_sample {
+        return target;
+    }
+    let trials = verdict.iter().map(|query| query.neighbours.len()).sum::<usize>();
+    pass_mark(target, trials as f64, CONFIDENCE).min(1.0)
 }
 
-fn choose(tried: &[TriedSettings], target: f64) -> Option<QuerySettings> {
-    let enough = tried.iter().filter(|t| t.recall >= (target + MARGIN).min(1.0));
-    let cheapest = enough.min_by(|a, b| a.p95_ms.total_cmp(&b.p95_ms));
-    let best = || tried.iter().max_by(|a, b| a.recall.total_cmp(&b.recall).then(b.p95_ms.total_cmp(&a.p95_ms)));
-    cheapest.or_else(best).map(|chosen| chosen.settings)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tried(nprobes: usize, recall: f64, p95_ms: f64) -> TriedSettings {
-        TriedSettings { settings: QuerySettings { nprobes: Some(nprobes), ..QuerySettings::default() }, recall, p95_ms }
-    }
-
-    #[test]
-    fn chooses_the_cheapest_that_is_good_enough_else_the_best() {
-        let all = [tried(1, 0.90, 1.0), tried(4, 0.96, 2.0), tried(16, 0.99, 3.0), tried(64, 0.99, 9.0)];
-        let nprobes = |target| choose(&all, target).and_then(|s| s.nprobes);
-        assert_eq!(nprobes(0.95), Some(4));
-        assert_eq!(nprobes(0.98), Some(16));
-        assert_eq!(nprobes(0.999), Some(16));
-        assert_eq!(choose(&[], 0.5), None);
-    }
-
-    #[test]
-    fn what_is_fixed_by_hand_is_the_only_candidate() {
-        let spec = IndexSpec::IvfPq { partitions: 100, sub_vectors: 8, bits: 8, sample_rate: 256, max_iterations: 50 };
-        let fixed = FixedSettings { nprobes: Some(1), ef: None, refine_factor: Some(1) };
-        let want = QuerySettings { nprobes: Some(1), ef: None, refine_factor: Some(1) };
-        assert_eq!(candidates(&spec, &fixed, 11), [want]);
-        let graph = IndexSpec::Hnsw { partitions: 1, edges: 20, ef_construction: 150 };
-        let efs = candidates(&graph, &FixedSettings { refine_factor: Some(10), ..fixed }, 11);
-        assert_eq!(efs.iter().map(|s| s.ef).collect::<Vec<_>>(), [Some(110), Some(128), Some(256)]);
-        assert_eq!(list_counts(100), [1, 4, 16, 64, 100]);
-        assert_eq!(list_counts(1), [1]);
-    }
+/// What comes nearest where nothing suffices; the quicker of two that are equal.
+fn highest_recall(tried: &[TriedSettings]) -> Option<QuerySettings> {
+    let best = tried.iter().max_by(|a, b| a.recall.total_cmp(&b.recall).then(b.p95_ms.total_cmp(&a.p95_ms)));
+    best.map(|best| best.settings)
 }

@@ -74,7 +74,7 @@ pub enum IndexOutcome {
         /// Seconds the build took, validation included.
         seconds: f64,
         /// What was measured.
-        recall: RecallReport,
+        recall: Box<RecallReport>,
         /// Why it was built.
         reason: String,
     },
@@ -144,7 +144,7 @@ impl Bank {
         let finished = async {
             let validated = self.build_validated(build, validate).await?;
             let (kind, rows) = (validated.kind().to_owned(), validated.rows());
-            let recall = validated.report().clone();
+            let recall = Box::new(validated.report().clone());
             let activation = self.activate(validated).await?;
             Ok((activation.active, kind, rows, recall))
         };

@@ -33,12 +33,30 @@ pub struct SearchOptions {
     pub filter: SearchFilter,
     /// Whether a document may appear with several chunks. Default: each with its best chunk.
     pub grouping: Grouping,
+    /// Whether the question is kept in the bank. Default: not.
+    pub query_log: QueryLogging,
 }
 
 impl Default for SearchOptions {
     fn default() -> Self {
-        Self { k: 10, filter: SearchFilter::default(), grouping: Grouping::default() }
+        Self {
+            k: 10,
+            filter: SearchFilter::default(),
+            grouping: Grouping::default(),
+            query_log: QueryLogging::default(),
+        }
     }
+}
+
+/// Whether questions in words are kept, with their vectors, in a file of the bank: so that indexes are validated with what
+/// people ask. The newest thousand at least, twice that at most; nothing is sent anywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueryLogging {
+    /// Nothing is kept.
+    #[default]
+    Off,
+    /// Text, vector and moment are kept.
+    On,
 }
 
 /// What one hit is.
@@ -116,7 +134,18 @@ impl Search {
             reason: "it gave no answer for the query".to_owned(),
             source: None,
         })?;
+        if options.query_log == QueryLogging::On {
+            self.log(query, &answer.vector).await;
+        }
         self.answer(query, &answer.vector, options).await
+    }
+
+    /// Keeps a question. One that cannot be kept is answered all the same.
+    async fn log(&self, query: &str, vector: &[f32]) {
+        let log = self.store.query_log(&self.embedder.identity().id(), self.embeddings.dimension());
+        if let Err(error) = log.append(query, vector, self.store.clock().now()).await {
+            tracing::warn!(%error, "the question was not kept");
+        }
     }
 
     /// Answers a question that is a vector already.

@@ -194,7 +194,7 @@ impl Embeddings {
         Ok(decoded.boxed())
     }
 
-    async fn take(&self, snapshot: &Snapshot, row_ids: &[u64], columns: &[&str]) -> Result<RecordBatch> {
+    pub(super) async fn take(&self, snapshot: &Snapshot, row_ids: &[u64], columns: &[&str]) -> Result<RecordBatch> {
         let projection = columns.iter().copied().chain(["_rowid"]);
         let projection = snapshot.0.schema().project_preserve_system_columns(&projection.collect::<Vec<_>>());
         let projection = projection.map_err(|e| self.table.error("read", e))?;
@@ -346,7 +346,7 @@ fn decode_cached(table: &str, batch: &RecordBatch, dimension: usize) -> Result<V
     vectors.map(|(row, vector)| Ok((hash_at(&rows, hashes, row)?, vector.to_vec()))).collect()
 }
 
-fn decode_vectors(table: &str, batch: &RecordBatch) -> Result<VectorBatch> {
+pub(super) fn decode_vectors(table: &str, batch: &RecordBatch) -> Result<VectorBatch> {
     let rows = Rows::new(table, batch);
     Ok(VectorBatch { row_ids: rows.row_ids()?.values().to_vec(), vectors: rows.vectors(schema::VECTOR)?.to_vec() })
 }

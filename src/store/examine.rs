@@ -19,7 +19,7 @@ use super::format::{self, MARKER};
 use super::inspect::TableFolder;
 use super::rows::{Rows, count_at, moment_at};
 use super::table::{Scan, StoredTable};
-use super::{GenerationRow, Generations, StoreOptions, schema};
+use super::{GenerationRow, Generations, StoreOptions, query_log, schema};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::id::EmbedderId;
@@ -141,7 +141,7 @@ impl Inspection {
                 Some(_) => {}
                 None if KNOWN_FILES.contains(&name.as_str()) => {}
                 // A killed process may leave a draft.
-                None if name.starts_with(acknowledged::FILE) => {}
+                None if name.starts_with(acknowledged::FILE) || name.starts_with(query_log::FILE_PREFIX) => {}
                 None => strangers.push(name),
             }
         }

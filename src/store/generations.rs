@@ -44,6 +44,13 @@ impl Generations {
         Ok(self.0.update_where(&["id"], &unchanged, self.encode(row)?).await? == 1)
     }
 
+    /// Replaces the row with the same id if its record still is `from`; returns whether it was.
+    pub(crate) async fn replace(&self, row: &GenerationRow, from: &str) -> Result<bool> {
+        self.0.refresh().await?;
+        let unchanged = Filter::Eq("record", from.to_owned());
+        Ok(self.0.update_where(&["id"], &unchanged, self.encode(row)?).await? == 1)
+    }
+
     /// All generations of one embedder, or of all, oldest first.
     pub(crate) async fn list(&self, embedder: Option<&EmbedderId>) -> Result<Vec<GenerationRow>> {
         self.0.refresh().await?;

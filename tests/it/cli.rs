@@ -124,6 +124,42 @@ fn exit_codes_say_what_kind_of_failure_it_was() {
 }
 
 #[test]
+fn an_index_is_tuned_verified_and_reported_from_the_command_line() {
+    let place = Place::with_records(600);
+    let cli = Cli(&place);
+    cli.json(&["sync", "docs", "--kind", "flat"]);
+    let build = ["index", "build", "--kind", "ivf-pq", "--seed", "7", "--report", "page.html"];
+    let built = cli.json(&build);
+    let page = std::fs::read_to_string(place.path().join("page.html")).unwrap();
+    let id = built["generation"]["id"].as_str().unwrap();
+    assert!(page.contains(id) && page.contains("<polyline points=") && page.contains("prefers-color-scheme"));
+    for outside in ["http:", "https:", "//", "<script", "@import", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    let shown = cli.run(&["index", "show"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("* serves   o tried   ... required") && shown.contains("proven      0.9"), "{shown}");
+
+    let tuned = cli.json(&["index", "tune", "--target-recall", "0.97"]);
+    assert!(tuned["generation"]["recall"]["bound"].as_f64().unwrap() >= 0.97, "{tuned}");
+    assert_eq!(tuned["generation"]["id"], id);
+    assert_eq!(cli.json(&["index", "verify"])["agrees"], true);
+    let (code, stderr) = cli.code(&["index", "tune", "--target-recall", "0.9999"]);
+    assert_eq!(code, Some(2), "{stderr}");
+
+    assert_eq!(std::fs::read_dir(place.bank_dir()).unwrap().filter(is_log).count(), 0);
+    cli.json(&["search", "frost", "--query-log"]);
+    place.write("../embank.toml", "[search]\nquery-log = true\n");
+    cli.json(&["search", "rain"]);
+    let log = std::fs::read_dir(place.bank_dir()).unwrap().find(is_log).unwrap().unwrap();
+    assert_eq!(std::fs::read_to_string(log.path()).unwrap().lines().count(), 2);
+}
+
+fn is_log(entry: &std::io::Result<std::fs::DirEntry>) -> bool {
+    entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("queries__")
+}
+
+#[test]
 fn strict_ingest_fails_on_what_it_had_to_skip() {
     let place = Place::with_documents(2);
     std::fs::write(place.docs().join("x.bin"), [0, 1]).unwrap();

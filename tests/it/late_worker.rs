@@ -128,7 +128,7 @@ async fn a_chunk_that_was_filed_elsewhere_while_its_text_was_embedded_is_found_w
 /// Chunks that a search with this filter finds.
 async fn found_in(bank: &Bank, category: &str) -> BTreeSet<String> {
     let filter = SearchFilter::default().category(category);
-    let options = SearchOptions { k: 1000, filter, grouping: Grouping::Chunks };
+    let options = SearchOptions { k: 1000, filter, grouping: Grouping::Chunks, ..SearchOptions::default() };
     let found = bank.search("rain in the barrel", &options).await.unwrap();
     found.hits.into_iter().map(|hit| hit.id.to_string()).collect()
 }

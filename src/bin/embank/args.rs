@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-pub use index::{BuildArgs, IndexCommand};
+pub use index::{BuildArgs, IndexCommand, SettingsFlags, ShowArgs, TuneArgs};
 pub use model::{BenchArgs, ModelCommand};
 pub use values::{DeviceArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SizeArg, SpanArg};
 use values::{duration, fraction, positive};
@@ -22,7 +22,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   done
   1   error, stopped before the end, or the doctor leaves a finding
-  2   a gate said no: the new index missed the required recall, the old one still answers
+  2   a gate said no: an index is not sure to reach the required recall; what answered before still does
   3   busy: another process maintains the bank
   64  usage: an unknown flag, setting, filter, query or embedder
 
@@ -212,6 +212,9 @@ pub struct SearchArgs {
     /// Let a document appear with several chunks
     #[arg(long)]
     pub chunks: bool,
+    /// Keep the question in the bank, so that indexes are validated with what is asked
+    #[arg(long)]
+    pub query_log: bool,
 }
 
 #[derive(Args, Debug)]

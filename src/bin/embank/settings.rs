@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use embank::embed::LocalDevice;
 use embank::{
-    ChunkOptions, Error, HousekeepingOptions, IndexKind, IngestOptions, Prune, RecordFields, ValidateOptions,
+    ChunkOptions, Error, HousekeepingOptions, IndexKind, IngestOptions, Prune, QueryLogging, RecordFields,
+    ValidateOptions,
 };
 use serde::Deserialize;
 
@@ -47,6 +48,7 @@ pub struct Settings {
     pub remote: RemoteTable,
     ingest: IngestTable,
     index: IndexTable,
+    search: SearchTable,
     housekeeping: HousekeepingTable,
 }
 
@@ -83,6 +85,8 @@ struct File {
     #[serde(default)]
     index: IndexTable,
     #[serde(default)]
+    search: SearchTable,
+    #[serde(default)]
     housekeeping: HousekeepingTable,
 }
 
@@ -102,6 +106,12 @@ struct IngestTable {
 struct IndexTable {
     kind: Option<KindArg>,
     min_recall: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct SearchTable {
+    query_log: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -179,6 +189,7 @@ impl Settings {
             remote: file.remote,
             ingest: file.ingest,
             index: file.index,
+            search: file.search,
             housekeeping: file.housekeeping,
         })
     }
@@ -207,6 +218,11 @@ impl Settings {
     /// What index to build.
     pub fn kind(&self, flag: Option<KindArg>) -> IndexKind {
         flag.or(self.index.kind).map_or_else(IndexKind::default, IndexKind::from)
+    }
+
+    /// Whether questions are kept.
+    pub fn query_log(&self, flag: bool) -> QueryLogging {
+        if flag || self.search.query_log.unwrap_or(false) { QueryLogging::On } else { QueryLogging::Off }
     }
 
     /// How to keep house.

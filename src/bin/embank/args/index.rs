@@ -1,5 +1,7 @@
 //! The flags of `embank index …`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
 use super::values::{KindArg, fraction, positive};
@@ -11,8 +13,12 @@ pub enum IndexCommand {
     /// List the generations
     List,
     /// Show one generation with all that was measured
-    Show {
-        /// Its id, or the beginning of it [default: the newest]
+    Show(ShowArgs),
+    /// Choose other query settings for an index that is there, by measuring; nothing is built
+    Tune(TuneArgs),
+    /// Measure the recall of a generation again, from what its record says; exit with 2 if it does not agree
+    Verify {
+        /// Its id, or the beginning of it [default: the active one]
         generation: Option<String>,
     },
     /// Activate a generation that passed validation before
@@ -34,9 +40,15 @@ pub struct BuildArgs {
     /// The recall@k that it must reach, 0 to 1 [default: 0.95]
     #[arg(long, value_name = "SHARE", value_parser = fraction)]
     pub min_recall: Option<f64>,
+    /// The recall@k that tuning aims at, where that is more than it must reach
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
+    pub target_recall: Option<f64>,
     /// Neighbours that recall is measured on [default: 10]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub k: Option<usize>,
+    /// Write the report as a page with the curve of recall and latency
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Seed of training and of the validation queries [default: drawn and recorded]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -45,6 +57,32 @@ pub struct BuildArgs {
     pub no_activate: bool,
     #[command(flatten)]
     pub spec: SpecFlags,
+    #[command(flatten)]
+    pub settings: SettingsFlags,
+}
+
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// Its id, or the beginning of it [default: the newest]
+    pub generation: Option<String>,
+    /// Write the report as a page with the curve of recall and latency
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct TuneArgs {
+    /// Its id, or the beginning of it [default: the active one]
+    pub generation: Option<String>,
+    /// The recall@k to reach, 0 to 1 [default: min-recall of embank.toml, else 0.95]
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
+    pub target_recall: Option<f64>,
+    /// Neighbours that recall is measured on [default: 10]
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    pub k: Option<usize>,
+    /// Write the report as a page with the curve of recall and latency
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     #[command(flatten)]
     pub settings: SettingsFlags,
 }

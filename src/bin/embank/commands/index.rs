@@ -4,7 +4,7 @@ use anyhow::bail;
 use embank::{Activation, Bank, BuildOptions, Error, Generation, GenerationId, SpecOverrides, ValidateOptions};
 use indicatif::{HumanBytes, HumanCount};
 
-use super::report;
+use super::{measure, report};
 use crate::Exit;
 use crate::args::{BuildArgs, IndexCommand};
 use crate::output::{Align, seconds, table};
@@ -14,7 +14,9 @@ pub async fn run(session: &Session, command: IndexCommand) -> anyhow::Result<Exi
     match command {
         IndexCommand::Build(args) => build(session, args).await,
         IndexCommand::List => list(session).await,
-        IndexCommand::Show { generation } => show(session, generation).await,
+        IndexCommand::Show(args) => measure::show(session, args).await,
+        IndexCommand::Tune(args) => measure::tune(session, args).await,
+        IndexCommand::Verify { generation } => measure::verify(session, generation).await,
         IndexCommand::Activate { generation } => {
             let bank = session.open().await?;
             let id = find(bank.generations().await?, &generation)?.id;
@@ -29,13 +31,8 @@ async fn build(session: &Session, args: BuildArgs) -> anyhow::Result<Exit> {
     session.stop_gently();
     let bank = session.open().await?;
     let gate = session.settings().validation(args.min_recall);
-    let options = ValidateOptions {
-        k: args.k.unwrap_or(gate.k),
-        nprobes: args.settings.nprobes,
-        ef: args.settings.ef,
-        refine_factor: args.settings.refine,
-        ..gate
-    };
+    let gate = ValidateOptions { target_recall: args.target_recall, ..gate };
+    let options = measure::options(gate, args.k, &args.settings);
     let validated = match bank.build_validated(build_options(session, &args), options).await {
         Ok(validated) => validated,
         Err(error) => {
@@ -44,6 +41,10 @@ async fn build(session: &Session, args: BuildArgs) -> anyhow::Result<Exit> {
             {
                 let refused = generation(&bank, &GenerationId::from_stored(id.as_str())).await?;
                 session.output().json(&serde_json::json!({ "outcome": "refused", "generation": refused }))?;
+            }
+            if let Error::RecallTooLow { id, .. } = &error {
+                let refused = generation(&bank, &GenerationId::from_stored(id.as_str())).await?;
+                measure::write_page(args.report.as_deref(), &refused)?;
             }
             return Err(error.into());
         }
@@ -57,6 +58,7 @@ async fn build(session: &Session, args: BuildArgs) -> anyhow::Result<Exit> {
     };
     session.display().clear();
     let done = generation(&bank, &id).await?;
+    measure::write_page(args.report.as_deref(), &done)?;
     if session.output().is_json() {
         let outcome = if activation.is_some() { "activated" } else { "validated" };
         let previous = activation.and_then(|activation| activation.previous);
@@ -128,68 +130,6 @@ fn list_row(generation: &Generation) -> [String; 8] {
     ]
 }
 
-async fn show(session: &Session, wanted: Option<String>) -> anyhow::Result<Exit> {
-    let mut generations = session.open().await?.generations().await?;
-    let generation = match wanted {
-        Some(wanted) => find(generations, &wanted)?,
-        None => match generations.pop() {
-            Some(newest) => newest,
-            None => bail!("there are no generations; `embank index build` makes one"),
-        },
-    };
-    if session.output().is_json() {
-        session.output().json(&generation)?;
-    } else {
-        session.output().text(&shown(&generation))?;
-    }
-    Ok(Exit::Done)
-}
-
-fn shown(generation: &Generation) -> String {
-    let mut lines = vec![
-        format!("generation  {} ({})", generation.id, generation.state.label()),
-        format!("index       {}", report::generation(generation)),
-        format!("built       {} in {}, by {}", generation.created_at, taken(generation), generation.built_with),
-        format!("from        table version {}, seed {}", generation.dataset_version, generation.seed),
-    ];
-    if let Some(spec) = &generation.spec {
-        lines.push(format!("parameters  {}", serde_json::json!(spec)));
-    }
-    lines.extend(size(generation));
-    if let Some(error) = &generation.error {
-        lines.push(format!("failed      {error}"));
-    }
-    if let Some(measured) = &generation.recall {
-        lines.push(format!("queries     {}, compared with {}", measured.query_source, measured.ground_truth));
-        lines.push(format!("worst       {:.4}, median {:.1} ms", measured.worst, measured.p50_ms));
-        lines.extend(measured.tried.iter().map(|tried| {
-            let settings = report::settings(&tried.settings).unwrap_or_else(|| "defaults".to_owned());
-            format!("tried       {settings}: recall {:.4}, p95 {:.1} ms", tried.recall, tried.p95_ms)
-        }));
-    }
-    lines.join("\n") + "\n"
-}
-
-/// How long it took, and what of that was training.
-fn taken(generation: &Generation) -> String {
-    let all = seconds(generation.build_seconds);
-    match generation.sample_rows {
-        Some(rows) => {
-            let training = seconds(generation.training_seconds);
-            format!("{all} ({training} of it training on {} vectors)", HumanCount(rows))
-        }
-        None => all,
-    }
-}
-
-/// Bytes on disk, and in memory while it was built.
-fn size(generation: &Generation) -> Option<String> {
-    let disk = generation.index_bytes.map(|bytes| format!("{} on disk", HumanBytes(bytes)));
-    let memory = generation.peak_memory_bytes.map(|bytes| format!("{} in memory at the peak", HumanBytes(bytes)));
-    let known: Vec<_> = [disk, memory].into_iter().flatten().collect();
-    (!known.is_empty()).then(|| format!("size        {}", known.join(", ")))
-}
-
 async fn collect_garbage(session: &Session) -> anyhow::Result<Exit> {
     let report = session.open().await?.keep_house(session.settings().housekeeping()).await?;
     let exit = if report.failures.is_empty() { Exit::Done } else { Exit::Incomplete };
@@ -230,13 +170,13 @@ fn activation_line(activation: &Activation) -> String {
     }
 }
 
-async fn generation(bank: &Bank, id: &GenerationId) -> anyhow::Result<Generation> {
+pub(super) async fn generation(bank: &Bank, id: &GenerationId) -> anyhow::Result<Generation> {
     let found = bank.generations().await?.into_iter().find(|generation| generation.id == *id);
     Ok(found.ok_or_else(|| Error::UnknownGeneration { id: id.to_string() })?)
 }
 
 /// The generation of this id, or the only one whose id begins so.
-fn find(generations: Vec<Generation>, wanted: &str) -> anyhow::Result<Generation> {
+pub(super) fn find(generations: Vec<Generation>, wanted: &str) -> anyhow::Result<Generation> {
     let mut found: Vec<_> = generations.into_iter().filter(|one| one.id.as_str().starts_with(wanted)).collect();
     if let Some(exact) = found.iter().position(|one| one.id.as_str() == wanted) {
         return Ok(found.swap_remove(exact));

@@ -124,8 +124,8 @@ pub fn generation(generation: &Generation) -> String {
 /// What validation measured.
 pub fn recall(report: &RecallReport) -> String {
     format!(
-        "recall@{} {:.4} on {} queries ({:.2} required), p95 {:.1} ms",
-        report.k, report.recall, report.queries, report.required, report.p95_ms
+        "recall@{} {:.4} on {} queries proves {:.4} ({:.2} required), p95 {:.1} ms",
+        report.k, report.recall, report.queries, report.bound, report.required, report.p95_ms
     )
 }
 

@@ -11,6 +11,7 @@ pub async fn run(session: &Session, args: SearchArgs) -> anyhow::Result<Exit> {
         k: args.k,
         filter: SearchFilter::parse(&args.filter)?,
         grouping: if args.chunks { Grouping::Chunks } else { Grouping::Documents },
+        query_log: session.settings().query_log(args.query_log),
     };
     let result = session.open().await?.search(&args.query, &options).await?;
     if session.output().is_json() {
