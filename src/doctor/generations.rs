@@ -67,12 +67,16 @@ impl Look {
         }
         let is_maintained = self.is_maintained_by_others();
         let indexes = self.inspection.indexes(embedder).await?;
+        let stored = self.facts.iter().find(|fact| pointer_owner(&fact.key).as_ref() == Some(embedder));
+        // Those go, index first: whoever began with it, or the next one, ends it.
+        let removing = stored.and_then(|fact| read_pointer(&fact.value)).map_or_else(Vec::new, |one| one.removing);
         // Those that can be served, oldest first.
         let mut sound: Vec<&GenerationId> = Vec::new();
         let mut given_up = Vec::new();
         for StoredGeneration { id, state, has_index, .. } in generations {
             let index = indexes.iter().find(|index| index.name == id.as_str());
             match state {
+                GenerationState::Ready if removing.contains(id) => {}
                 state if state.is_unfinished() && !is_maintained => {
                     let reason = format!("interrupted while {}", state.label());
                     let cures = give_up(embedder, id, &reason, index);
@@ -94,8 +98,10 @@ impl Look {
             return Ok(());
         }
         for index in &indexes {
-            let is_used =
-                |one: &StoredGeneration| one.id.as_str() == index.name && one.state != GenerationState::Failed;
+            let is_used = |one: &StoredGeneration| {
+                let goes = one.state == GenerationState::Failed || removing.contains(&one.id);
+                one.id.as_str() == index.name && !goes
+            };
             if !generations.iter().any(is_used) {
                 let cure = Cure::DropIndex { embedder: embedder.clone(), index: index.name.clone() };
                 self.find(&checks::INDEX_LEFTOVERS, format!("{table}: index {}", index.name), vec![cure]);

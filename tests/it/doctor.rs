@@ -64,7 +64,7 @@ impl Patient {
         format!("embeddings__{}", self.embedder)
     }
 
-    fn cache(&self) -> String {
+    pub fn cache(&self) -> String {
         format!("emb_cache__{}", self.embedder)
     }
 
@@ -92,7 +92,7 @@ impl Patient {
         rows.column_by_name(column).unwrap().as_string::<i32>().value(n).to_owned()
     }
 
-    async fn append(&self, table: &str, rows: RecordBatch) {
+    pub async fn append(&self, table: &str, rows: RecordBatch) {
         let params = WriteParams { mode: WriteMode::Append, enable_stable_row_ids: true, ..WriteParams::default() };
         let dataset = Arc::new(self.table(table).await);
         InsertBuilder::new(dataset).with_params(&params).execute(vec![rows]).await.unwrap();
@@ -103,14 +103,14 @@ impl Patient {
     }
 
     /// Sets a column to the value of an expression.
-    async fn set(&self, table: &str, condition: &str, column: &str, expression: &str) {
+    pub async fn set(&self, table: &str, condition: &str, column: &str, expression: &str) {
         let update = UpdateBuilder::new(Arc::new(self.table(table).await)).update_where(condition).unwrap();
         let updated = update.set(column, expression).unwrap().build().unwrap().execute().await.unwrap();
         assert!(updated.rows_updated > 0, "{condition} met nothing");
     }
 
     /// The rows that meet a condition, with their vectors changed.
-    async fn changed(&self, table: &str, condition: &str, change: impl Fn(f32) -> f32) -> RecordBatch {
+    pub async fn changed(&self, table: &str, condition: &str, change: impl Fn(f32) -> f32) -> RecordBatch {
         let rows = self.rows(table, condition).await;
         let vectors: &FixedSizeListArray = rows.column_by_name("vector").unwrap().as_fixed_size_list();
         let numbers: PrimitiveArray<Float32Type> = vectors.values().as_primitive::<Float32Type>().unary(change);
@@ -119,7 +119,7 @@ impl Patient {
     }
 
     /// The rows that meet a condition, with another text in a column.
-    async fn reworded(&self, table: &str, condition: &str, column: &str, text: &str) -> RecordBatch {
+    pub async fn reworded(&self, table: &str, condition: &str, column: &str, text: &str) -> RecordBatch {
         let rows = self.rows(table, condition).await;
         let texts = StringArray::from_iter_values((0..rows.num_rows()).map(|_| text));
         with_column(&rows, column, Arc::new(texts))
@@ -138,7 +138,11 @@ impl Patient {
         InsertBuilder::new(folder.to_str().unwrap()).with_params(&params).execute(vec![rows]).await.unwrap();
     }
 
-    async fn repeat(&self, table: &str, condition: &str) {
+    pub async fn drop_index(&self, name: &str) {
+        self.table(&self.embeddings()).await.drop_index(name).await.unwrap();
+    }
+
+    pub async fn repeat(&self, table: &str, condition: &str) {
         let rows = self.rows(table, condition).await;
         assert!(rows.num_rows() > 0, "{condition} met nothing");
         self.append(table, rows).await;
@@ -227,26 +231,6 @@ async fn a_healthy_bank_gives_no_finding_and_a_look_writes_nothing() {
     assert!(report.healthy && report.repairs.is_empty() && report.checks.len() > 20);
     assert!(report.checks.iter().all(|check| check.not_examined.is_none()), "{:#?}", report.checks);
     assert_eq!(crate::harness::footprint(&bank).await, before);
-}
-
-#[tokio::test]
-async fn what_others_are_in_the_middle_of_is_no_finding() {
-    let place = Place::with_records(1500);
-    let bank = place.filled().await;
-    // Half of the texts change, so that chunks go and come while the doctor looks.
-    let line = |n: usize| json!({ "id": format!("r{n}"), "text": sentence(n + n % 2 * 10_000) }).to_string();
-    place.write("records.jsonl", &(0..1500).map(line).collect::<Vec<_>>().join("\n"));
-    let (working, docs) = (bank.clone(), place.docs());
-    let work = tokio::spawn(async move { working.sync(&[docs], Default::default()).await.unwrap() });
-    loop {
-        let is_last = work.is_finished();
-        let report = Bank::examine(place.bank_dir(), place.options(), DoctorOptions::default()).await.unwrap();
-        assert!(report.healthy, "{:#?}", found(&report));
-        if is_last {
-            break;
-        }
-    }
-    assert_eq!(work.await.unwrap().backfill.ready, 1500);
 }
 
 #[tokio::test]
@@ -521,7 +505,7 @@ async fn a_pointer_to_nothing_to_a_failed_generation_or_without_sense() {
 async fn a_generation_whose_index_is_not_in_its_table() {
     let patient = patient().await;
     let (flat, graph) = generations(&patient).await;
-    patient.table(&patient.embeddings()).await.drop_index(&graph).await.unwrap();
+    patient.drop_index(&graph).await;
     patient.finds(&["generation-index"]).await;
     patient.is_mended_by_repair().await;
     assert_ne!(patient.bank().await.status().await.unwrap().active.unwrap().id.as_str(), graph);

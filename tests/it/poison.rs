@@ -24,8 +24,9 @@ type BrokenWay = fn(&[String], Vec<Embedded>) -> Result<Vec<Embedded>>;
 
 /// The fake, with a script; it keeps every text that it was given, call by call.
 #[derive(Clone)]
-struct Scripted {
+pub struct Scripted {
     fake: FakeEmbedder,
+    per_call: Option<usize>,
     act: Arc<Act>,
     calls: Arc<Mutex<Vec<Vec<String>>>>,
 }
@@ -35,18 +36,23 @@ impl Scripted {
         place: &Place,
         act: impl Fn(&[String], Vec<Embedded>) -> Result<Vec<Embedded>> + Send + Sync + 'static,
     ) -> Self {
-        Self { fake: place.fake.clone(), act: Arc::new(act), calls: Arc::default() }
+        Self { fake: place.fake.clone(), per_call: None, act: Arc::new(act), calls: Arc::default() }
     }
 
     /// Fails calls with any of the texts for which `error` says so, with that error.
-    fn failing(place: &Place, error: impl Fn(&str) -> Option<Error> + Send + Sync + 'static) -> Self {
+    pub fn failing(place: &Place, error: impl Fn(&str) -> Option<Error> + Send + Sync + 'static) -> Self {
         Self::new(place, move |texts, answers| match texts.iter().find_map(|text| error(text)) {
             Some(error) => Err(error),
             None => Ok(answers),
         })
     }
 
-    fn calls(&self) -> Vec<Vec<String>> {
+    /// With calls of so many texts at most.
+    pub fn of(self, texts: usize) -> Self {
+        Self { per_call: Some(texts), ..self }
+    }
+
+    pub fn calls(&self) -> Vec<Vec<String>> {
         self.calls.lock().unwrap().clone()
     }
 
@@ -71,6 +77,10 @@ impl Embedder for Scripted {
         self.fake.token_counter()
     }
 
+    fn texts_per_call(&self) -> usize {
+        self.per_call.unwrap_or(self.fake.texts_per_call())
+    }
+
     async fn embed(&self, kind: TextKind, texts: &[String]) -> Result<Vec<Embedded>> {
         self.calls.lock().unwrap().push(texts.to_vec());
         let answers = self.fake.embed(kind, texts).await?;
@@ -78,7 +88,7 @@ impl Embedder for Scripted {
     }
 }
 
-fn refused() -> Error {
+pub fn refused() -> Error {
     Error::TextRefused { embedder: "scripted".into(), reason: "it is poison".into(), source: None }
 }
 
@@ -87,7 +97,7 @@ fn failed() -> Error {
 }
 
 /// The number in a generated text's first words, `note 17: …`; none in any other text.
-fn number(text: &str) -> Option<usize> {
+pub fn number(text: &str) -> Option<usize> {
     text.strip_prefix("note ")?.split_once(':')?.0.parse().ok()
 }
 
