@@ -1,9 +1,10 @@
 //! Several workers on one bank: both make progress, no row twice.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use embank::embed::{Embedded, Embedder, EmbedderIdentity, FakeEmbedder, TextKind, TokenCounter};
-use embank::{BackfillOptions, Bank, ChunkState, Error, IndexKind, IngestOptions};
+use embank::{BackfillOptions, Bank, BankOptions, ChunkState, Error, Faults, IndexKind, IngestOptions, StoreOptions};
 
 use crate::harness::{Place, build, sentence};
 
@@ -176,6 +177,73 @@ async fn batches_that_wait_for_a_slow_embedder_keep_their_leases() {
     assert_eq!(place.fake.texts_embedded(), 6000, "no text embedded twice");
     let contents = worker.contents().await.unwrap();
     assert_eq!((contents.embeddings.len(), contents.status.len()), (6000, 6000));
+}
+
+/// The fake embedder that answers first when two batches are claimed, and in one of whose calls, after the writer's second
+/// commit, another worker takes all that it may.
+struct Behind {
+    fake: FakeEmbedder,
+    faults: Faults,
+    other: Bank,
+    has_looked: AtomicBool,
+}
+
+impl Behind {
+    fn seen(&self, point: &str) -> usize {
+        self.faults.changes().iter().filter(|change| *change == point).count()
+    }
+}
+
+#[async_trait::async_trait]
+impl Embedder for Behind {
+    fn identity(&self) -> &EmbedderIdentity {
+        self.fake.identity()
+    }
+
+    fn token_counter(&self) -> embank::Result<Arc<dyn TokenCounter>> {
+        self.fake.token_counter()
+    }
+
+    fn texts_per_call(&self) -> usize {
+        64
+    }
+
+    async fn embed(&self, kind: TextKind, texts: &[String]) -> embank::Result<Vec<Embedded>> {
+        for _ in 0..60_000 {
+            if self.seen("point backfill: claimed") > 1 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        if self.seen("point backfill: cached") > 1 && !self.has_looked.swap(true, SeqCst) {
+            self.other.backfill(BackfillOptions::default()).await?;
+        }
+        self.fake.embed(kind, texts).await
+    }
+}
+
+#[tokio::test]
+async fn a_batch_that_waits_behind_a_long_commit_keeps_its_lease() {
+    let place = Place::with_records(6000);
+    let other = place.bank().await;
+    other.ingest(&[place.docs()], IngestOptions::default()).await.unwrap();
+    // The first commit to the cache takes 250 of the lease's 300 seconds, and the second one another 60.
+    let (clock, commits) = (place.clock.clone(), AtomicUsize::new(0));
+    let faults = Faults::counted().watched(move |_, change| {
+        if change.starts_with("put emb_cache__") && change.ends_with(".manifest") {
+            let seconds = [250, 60].get(commits.fetch_add(1, SeqCst)).copied().unwrap_or(0);
+            clock.advance(std::time::Duration::from_secs(seconds));
+        }
+    });
+    let behind = Behind { fake: place.fake.clone(), faults: faults.clone(), other, has_looked: AtomicBool::new(false) };
+    let behind = Arc::new(behind);
+    let options = BankOptions { store: StoreOptions { faults, ..place.options().store }, ..place.options() };
+    let worker = Bank::open(place.bank_dir(), behind.clone(), options).await.unwrap();
+    worker.backfill(BackfillOptions::default()).await.unwrap();
+    assert!(behind.has_looked.load(SeqCst) && behind.seen("point backfill: claimed") > 1);
+    assert_eq!(place.fake.texts_embedded(), 6000, "a batch was taken over and embedded twice");
+    let counts = worker.status().await.unwrap().status[0].counts;
+    assert_eq!((counts.ready, counts.total()), (6000, 6000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -162,6 +162,47 @@ fn two_hundred_and_fifty_six_file_descriptors_are_enough() {
     run(&["status"]);
 }
 
+/// By hand, in a shell that may open 256 files: `ulimit -n 256; cargo test --release --test it -- --ignored --nocapture ten_thousand`.
+#[tokio::test]
+#[ignore = "minutes, and it wants a limit that the shell sets"]
+async fn a_bank_of_ten_thousand_versions_needs_no_more_descriptors() {
+    let place = Place::with_records(8000);
+    let bank = place.bank().await;
+    bank.ingest(&[place.docs()], Default::default()).await.unwrap();
+    let manifests = || {
+        let files = crate::power_loss::files_below(&place.bank_dir()).into_iter();
+        files.filter(|file| file.extension().is_some_and(|extension| extension == "manifest")).count()
+    };
+    while manifests() < 10_000 {
+        for _ in 0..50 {
+            bank.backfill(embank::BackfillOptions { limit: Some(3), ..Default::default() }).await.unwrap();
+        }
+    }
+    let sizes = bank.status().await.unwrap().tables;
+    sizes.iter().for_each(|size| println!("{}: {} versions, {} fragments", size.table, size.versions, size.fragments));
+    drop(bank);
+    let docs = place.docs().to_string_lossy().into_owned();
+    let steps: [&[&str]; 7] = [
+        &["status"],
+        &["doctor"],
+        &["sync", &docs, "--kind", "hnsw"],
+        &["search", "frost"],
+        &["doctor", "--repair"],
+        &["index", "gc"],
+        &["status"],
+    ];
+    for step in steps {
+        let before = manifests();
+        let began = std::time::Instant::now();
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n 256; exec \"$@\"", "sh"]);
+        command.args([EMBANK, "--quiet", "--embedder", &format!("fake:{DIMENSION}"), "--bank"]);
+        let run = command.arg(place.bank_dir()).args(step).output().unwrap();
+        println!("{}: {:.1} s, {before} versions before", step.join(" "), began.elapsed().as_secs_f64());
+        assert!(run.status.success(), "{step:?}: {}{}", text(&run.stdout), text(&run.stderr));
+    }
+}
+
 #[tokio::test]
 async fn a_bank_whose_folder_vanishes_is_an_error_that_names_it() {
     let place = Place::with_documents(5);

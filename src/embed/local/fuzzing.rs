@@ -79,18 +79,7 @@ pub fn safetensors(data: &[u8]) {
 
 /// A `tokenizer.json`, and texts that it is given if it can be read at all.
 pub fn tokenizer(data: &[u8]) {
-    let identity = EmbedderIdentity {
-        name: "fuzzed".into(),
-        dimension: 8,
-        normalised: true,
-        pooling: Pooling::Mean,
-        precision: Precision::F32,
-        max_tokens: 8,
-        query_prefix: String::new(),
-        passage_prefix: "water ".into(),
-        weights: String::new(),
-        tokenizer: String::new(),
-    };
+    let identity = small("fuzzed");
     let Ok(tokens) = Tokens::parse(Path::new("tokenizer.json"), data, &identity) else { return };
     let texts =
         ["", "bees in the hive", "Ünïcödé 蜂蜜 🐝 \u{0} \u{fffd}", "a-very-long-word-without-an-end 12,5 ¶ --- '"];
@@ -101,5 +90,21 @@ pub fn tokenizer(data: &[u8]) {
     assert_eq!(encoded.len(), texts.len());
     for text in encoded {
         assert!(text.ids.len() <= identity.max_tokens, "beyond the window");
+    }
+}
+
+/// What a small model is, for tests too; its checksums match nothing.
+pub(super) fn small(name: &str) -> EmbedderIdentity {
+    EmbedderIdentity {
+        name: name.into(),
+        dimension: 8,
+        normalised: true,
+        pooling: Pooling::Mean,
+        precision: Precision::F32,
+        max_tokens: 8,
+        query_prefix: String::new(),
+        passage_prefix: "water ".into(),
+        weights: String::new(),
+        tokenizer: String::new(),
     }
 }

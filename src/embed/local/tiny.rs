@@ -7,7 +7,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::catalog::{KnownModel, Pin, Pins};
-use crate::embed::{EmbedderIdentity, Pooling, Precision};
+use crate::embed::{EmbedderIdentity, Pooling};
 use crate::id::hex;
 
 /// A word-piece tokenizer of eight tokens, with truncation and padding fixed at 5 as published files have them.
@@ -58,18 +58,7 @@ fn model(pins: Option<Pins>) -> &'static KnownModel {
 
 /// What the model is; its checksums match nothing.
 pub(super) fn identity() -> EmbedderIdentity {
-    EmbedderIdentity {
-        name: "tiny".into(),
-        dimension: WIDTH,
-        normalised: true,
-        pooling: Pooling::Mean,
-        precision: Precision::F32,
-        max_tokens: 8,
-        query_prefix: String::new(),
-        passage_prefix: "water ".into(),
-        weights: String::new(),
-        tokenizer: String::new(),
-    }
+    EmbedderIdentity { dimension: WIDTH, ..super::fuzzing::small("tiny") }
 }
 
 /// Writes the model's files under `model_dir` and returns it with their checksums.
