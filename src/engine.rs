@@ -257,7 +257,7 @@ impl Bank {
     }
 
     /// Runs a step and leaves a row about it, unless it was idle: repeating a step changes nothing.
-    async fn recorded<T: Serialize>(
+    pub(crate) async fn recorded<T: Serialize>(
         &self,
         kind: &str,
         step: impl Future<Output = Result<T>>,

@@ -5,8 +5,11 @@
 use crate::engine::{Bank, Pending};
 use crate::error::Result;
 use crate::id::GenerationId;
-use crate::index::{Activation, BuildOptions, Built, Generation, ValidateOptions, Validated, VerifyReport};
+use crate::index::{
+    Activation, BuildOptions, Built, Generation, LiveRecall, OptimiseReport, ValidateOptions, Validated, VerifyReport,
+};
 use crate::schedule::{ActiveStatistics, IndexStatistics};
+use crate::store::Coverage;
 
 impl Bank {
     /// Builds the next index generation. It serves nothing before it is validated and activated.
@@ -91,31 +94,63 @@ impl Bank {
         Box::pin(async move { self.indexing().list().await })
     }
 
+    /// Folds the rows that are newer than the active index into it, incrementally: the generation stays, and so does what it
+    /// was trained with.
+    ///
+    /// # Errors
+    /// [`Error::NoActiveGeneration`], [`Error::Busy`], [`Error::Cancelled`].
+    pub fn optimise_index(&self) -> Pending<'_, OptimiseReport> {
+        Box::pin(async move { self.indexing().optimise().await })
+    }
+
+    /// Measures the recall of the active index over the present rows and keeps the result with the generation; `None` where
+    /// there is no index.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`].
+    pub fn measure_live_recall(&self, k: usize) -> Pending<'_, Option<LiveRecall>> {
+        Box::pin(async move { self.indexing().measure_live(k).await })
+    }
+
+    /// The same where anything has changed since it was measured last.
+    pub(crate) async fn measure_live_if_changed(&self, k: usize) -> Result<Option<LiveRecall>> {
+        let indexing = self.indexing();
+        if indexing.is_changed_since_measured().await? { indexing.measure_live(k).await } else { Ok(None) }
+    }
+
+    /// What was measured last of the active index.
+    pub(crate) async fn live_recall(&self) -> Result<Option<LiveRecall>> {
+        Ok(self.indexing().active().await?.and_then(|active| active.live.last().cloned()))
+    }
+
     /// What the policy of [`crate::schedule`] decides by.
     pub(crate) async fn index_statistics(&self) -> Result<IndexStatistics> {
         self.embeddings.refresh().await?;
-        let active = self.indexing().active().await?;
-        let lost = match &active {
-            Some(generation) if !self.indexing().has_its_index(generation).await? => Some(generation.id.clone()),
-            _ => None,
+        let rows = self.embeddings.count().await?;
+        let Some(active) = self.indexing().active().await? else {
+            return Ok(IndexStatistics { rows, active: None, lost: None });
         };
-        Ok(IndexStatistics {
-            rows: self.embeddings.count().await?,
-            active: match &active {
-                Some(generation) if lost.is_none() => Some(ActiveStatistics {
-                    rows_at_build: generation.rows,
-                    newer: self.newer_than(active.as_ref()).await?,
-                    kind: generation.index_kind(),
-                }),
-                _ => None,
-            },
-            lost,
-        })
+        if !self.indexing().has_its_index(&active).await? {
+            return Ok(IndexStatistics { rows, active: None, lost: Some(active.id) });
+        }
+        let coverage = self.coverage_of(&active).await?;
+        let statistics = ActiveStatistics {
+            rows_at_build: active.rows,
+            rows_folded: active.rows_folded,
+            newer: coverage.map_or(0, |found| found.newer),
+            deltas: coverage.map_or(0, |found| found.segments.saturating_sub(1)),
+            kind: active.index_kind(),
+            live: active.live.last().cloned(),
+        };
+        Ok(IndexStatistics { rows, active: Some(statistics), lost: None })
     }
 
-    pub(crate) async fn newer_than(&self, active: Option<&Generation>) -> Result<u64> {
-        let Some(generation) = active.filter(|generation| generation.spec.is_some()) else { return Ok(0) };
+    /// What the index of a generation covers of the version that was last seen; `None` for a flat one.
+    pub(crate) async fn coverage_of(&self, generation: &Generation) -> Result<Option<Coverage>> {
+        if generation.spec.is_none() {
+            return Ok(None);
+        }
         let snapshot = self.embeddings.snapshot().await?;
-        Ok(self.embeddings.coverage(&snapshot, &generation.id).await?.map_or(0, |coverage| coverage.newer))
+        self.embeddings.coverage(&snapshot, &generation.id).await
     }
 }

@@ -34,6 +34,8 @@ pub struct BankStatus {
     pub active: Option<Generation>,
     /// Vectors that are newer than the active index; they are searched flat.
     pub newer_than_index: u64,
+    /// Parts of the active index beside the one that was built: one for each time that newer rows were folded in.
+    pub index_deltas: u64,
     /// What this handle found damaged, and mended; see [`Bank::mends`].
     pub mended: Vec<Mend>,
     /// Files that were ever set aside in mending, below the bank's directory. They can be deleted.
@@ -76,6 +78,10 @@ impl Bank {
             let active = self.indexing().active().await?;
             let mut status: Vec<_> = self.store.status.counts().await?.into_iter().collect();
             status.sort_by(|a, b| a.0.cmp(&b.0));
+            let coverage = match &active {
+                Some(active) => self.coverage_of(active).await?,
+                None => None,
+            };
             let tables = self.store.sizes().await?;
             Ok(BankStatus {
                 bank: self.root().to_owned(),
@@ -83,7 +89,8 @@ impl Bank {
                 chunks: self.store.documents.count().await?,
                 status: status.into_iter().map(|(embedder, counts)| EmbedderStatus { embedder, counts }).collect(),
                 cached: self.cache.count().await?,
-                newer_than_index: self.newer_than(active.as_ref()).await?,
+                newer_than_index: coverage.map_or(0, |found| found.newer),
+                index_deltas: coverage.map_or(0, |found| found.segments.saturating_sub(1)),
                 active,
                 mended: self.mends(),
                 set_aside: self.store.set_aside()?,

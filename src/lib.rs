@@ -88,12 +88,13 @@ pub use failure::FailureKind;
 pub use housekeeping::{HousekeepingFailure, HousekeepingOptions, HousekeepingReport, HousekeepingStep};
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{
-    Activation, BuildOptions, Built, FLAT_BELOW, Generation, GenerationState, HNSW_UP_TO, IndexKind, RecallReport,
-    SliceReport, SpecOverrides, TriedSettings, ValidateOptions, Validated, VerifyReport,
+    Activation, BuildOptions, Built, FLAT_BELOW, Generation, GenerationState, HNSW_UP_TO, IndexKind, LiveRecall,
+    Optimisation, OptimiseReport, RecallReport, SliceReport, SpecOverrides, TriedSettings, ValidateOptions, Validated,
+    VerifyReport,
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use inspect::{BankStatus, EmbedderStatus, Failures};
-pub use schedule::{IndexOutcome, RebuildPolicy, SyncOptions, SyncReport};
+pub use schedule::{IndexOutcome, OnDrift, RebuildPolicy, Remeasure, RenewOptions, SyncOptions, SyncReport};
 pub use search::{Grouping, Hit, QueryLogging, SearchFilter, SearchOptions, SearchResult};
 pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};
 pub use store::{

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::live::LiveRecall;
+use super::optimise::Optimisation;
 use super::pointer::Pointer;
 use super::report::RecallReport;
 use super::rules::IndexKind;
@@ -76,7 +78,7 @@ pub struct Generation {
     pub spec: Option<IndexSpec>,
     /// What it is searched with.
     pub settings: QuerySettings,
-    /// Rows when it was built.
+    /// Rows that it was trained and built over.
     pub rows: u64,
     /// Version of the embeddings table that it was built on.
     pub dataset_version: u64,
@@ -97,6 +99,12 @@ pub struct Generation {
     pub built_with: String,
     /// What validation measured.
     pub recall: Option<RecallReport>,
+    /// Rows that were folded into its index since.
+    pub rows_folded: u64,
+    /// The last times that rows were folded in, oldest first.
+    pub optimisations: Vec<Optimisation>,
+    /// The last measurements of its recall over the rows of the moment, oldest first.
+    pub live: Vec<LiveRecall>,
     /// Why it failed.
     pub error: Option<String>,
     /// When it was begun, RFC 3339.
@@ -128,6 +136,18 @@ pub(super) struct Record {
     pub(super) created_at: i64,
     /// The release and the storage engine that built it.
     pub(super) built_with: String,
+    #[serde(default)]
+    pub(super) rows_folded: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) optimisations: Vec<Optimisation>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) live: Vec<LiveRecall>,
+}
+
+/// Adds to a history that remembers so many.
+pub(super) fn keep_last<T>(history: &mut Vec<T>, newest: T, remembered: usize) {
+    history.push(newest);
+    history.drain(..history.len().saturating_sub(remembered));
 }
 
 impl Record {
@@ -150,6 +170,9 @@ impl Record {
             error: None,
             created_at: now.0,
             built_with: concat!("embank ", env!("CARGO_PKG_VERSION"), ", lance 14.0.2").to_owned(),
+            rows_folded: 0,
+            optimisations: Vec::new(),
+            live: Vec::new(),
         }
     }
 
@@ -228,6 +251,9 @@ impl Generation {
             peak_memory_bytes: record.peak_memory_bytes,
             built_with: record.built_with,
             recall: record.recall,
+            rows_folded: record.rows_folded,
+            optimisations: record.optimisations,
+            live: record.live,
             error: record.error,
             created_at: Timestamp(record.created_at).to_rfc3339(),
         })

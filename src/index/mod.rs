@@ -12,6 +12,8 @@ mod estimate;
 mod garbage;
 mod generation;
 mod ladder;
+mod live;
+mod optimise;
 mod pointer;
 mod queries;
 mod recall;
@@ -27,6 +29,8 @@ mod verify;
 pub use activate::Activation;
 pub use build::{BuildOptions, Built};
 pub use generation::{Generation, GenerationState};
+pub use live::LiveRecall;
+pub use optimise::{Optimisation, OptimiseReport};
 pub use report::{RecallReport, SliceReport, TriedSettings};
 pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};
 pub(crate) use sources::AskAnew;
@@ -99,5 +103,19 @@ impl Indexing {
         record.advance(id, next)?;
         let row = record.to_row(id, &self.embedder_id, self.store.clock().now());
         self.store.generations.advance(&row, from.label()).await
+    }
+
+    /// Changes the record of a generation, whatever others write into it meanwhile; `false` if there is none any more.
+    async fn amend(&self, id: &GenerationId, change: impl Fn(&mut Record)) -> Result<bool> {
+        loop {
+            let rows = self.store.generations.list(Some(&self.embedder_id)).await?;
+            let Some(row) = rows.into_iter().find(|row| row.id == *id) else { return Ok(false) };
+            let mut record = Record::from_row(&row)?;
+            change(&mut record);
+            let amended = record.to_row(id, &self.embedder_id, self.store.clock().now());
+            if self.store.generations.replace(&amended, &row.record).await? {
+                return Ok(true);
+            }
+        }
     }
 }

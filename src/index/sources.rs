@@ -47,6 +47,11 @@ impl Indexing {
         if let Some(asked) = self.draw_logged(seed, until).await? {
             return Ok(asked);
         }
+        self.draw_rows(snapshot, rows, seed).await
+    }
+
+    /// Draws both sets from the rows of a snapshot, whatever people ask.
+    pub(super) async fn draw_rows(&self, snapshot: &Snapshot, rows: u64, seed: u64) -> Result<DrawnSets> {
         let mut rng = generator(seed);
         let wanted = (TUNING + VERDICT) as u64;
         let mut sample = SeededSample::new(rows, wanted, seed);

@@ -175,7 +175,7 @@ pub(super) async fn cancelled(cancel: &Cancel) {
 }
 
 #[derive(Debug)]
-struct BuildProgress(Listener);
+pub(super) struct BuildProgress(pub(super) Listener);
 
 #[async_trait]
 impl IndexBuildProgress for BuildProgress {

@@ -57,6 +57,8 @@ pub(crate) struct Neighbour {
 pub(crate) struct Coverage {
     pub(crate) indexed: u64,
     pub(crate) newer: u64,
+    /// Parts of the index: the one that was built, and one for each time that newer rows were folded in.
+    pub(crate) segments: u64,
 }
 
 impl Embeddings {
@@ -75,7 +77,7 @@ impl Embeddings {
             let rows = fragment.count_rows(None).await.map_err(failed)? as u64;
             *(if covered { &mut indexed } else { &mut newer }) += rows;
         }
-        Ok(Some(Coverage { indexed, newer }))
+        Ok(Some(Coverage { indexed, newer, segments: segments.len() as u64 }))
     }
 
     /// Whether there is an index of that name with all of its files.

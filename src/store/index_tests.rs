@@ -12,8 +12,8 @@ use super::index_plan::{check_plan, segments_to_search};
 use super::rows::Rows;
 use super::schema::VECTOR;
 use super::{
-    Durability, EmbeddingRow, Embeddings, IndexJob, IndexQuery, IndexSpec, Neighbour, QuerySettings, Snapshot, Store,
-    StoreOptions,
+    Coverage, Durability, EmbeddingRow, Embeddings, IndexJob, IndexQuery, IndexSpec, Neighbour, QuerySettings,
+    Snapshot, Store, StoreOptions,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::error::Error;
@@ -176,4 +176,36 @@ async fn a_plan_without_the_generations_segments_is_refused() {
     };
     let brute = check_plan(flat.as_ref(), &generation("g1"), &wanted[0]).unwrap_err();
     assert!(brute.to_string().contains("every vector would be looked at instead"), "{brute}");
+}
+
+#[tokio::test]
+async fn a_search_that_runs_keeps_its_version_while_newer_rows_are_folded_in() {
+    const GRAPH: IndexSpec = IndexSpec::Hnsw { partitions: 1, edges: 8, ef_construction: 40 };
+    let dir = tempfile::tempdir().unwrap();
+    let embeddings = filled(dir.path()).await;
+    build(&embeddings, "g1", &GRAPH, 1).await;
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let newer: Vec<_> = (ROWS..ROWS + 60).map(|number| row(number, unit(&mut rng))).collect();
+    embeddings.insert(&newer, &mut embeddings.known(), Timestamp(0)).await.unwrap();
+
+    let generation = generation("g1");
+    let old = embeddings.snapshot().await.unwrap();
+    let settings = QuerySettings { nprobes: Some(1), ef: Some(200), refine_factor: Some(20) };
+    let vector = newer[0].vector.clone();
+    let query = IndexQuery { generation: &generation, vector: &vector, k: K, settings: &settings, filter: None };
+    let before = embeddings.search_index(&old, &query).await.unwrap();
+    let new = embeddings.optimise_index(&generation, &Listener::default(), &Cancel::default()).await.unwrap();
+    let covers = async |snapshot| embeddings.coverage(snapshot, &generation).await.unwrap().unwrap();
+    assert_eq!(covers(&old).await, Coverage { indexed: ROWS as u64, newer: 60, segments: 1 });
+    assert_eq!(covers(&new).await, Coverage { indexed: ROWS as u64 + 60, newer: 0, segments: 2 });
+    let (held, folded) = (segments(&old, &generation).await, segments(&new, &generation).await);
+    assert!(folded.len() == 2 && held.iter().all(|segment| folded.contains(segment)), "{held:?} {folded:?}");
+    assert_eq!(rows(&embeddings.search_index(&old, &query).await.unwrap()), rows(&before));
+    assert_eq!(rows(&embeddings.search_index(&new, &query).await.unwrap()), rows(&before));
+}
+
+/// The parts of a generation's index.
+async fn segments(snapshot: &Snapshot, generation: &GenerationId) -> Vec<String> {
+    let segments = snapshot.0.load_indices_by_name(generation.as_str()).await.unwrap();
+    segments.iter().map(|segment| segment.uuid.to_string()).collect()
 }

@@ -12,6 +12,7 @@ mod doctor_files;
 mod embed_local;
 mod evaluation;
 mod examples;
+mod freshness;
 mod gate;
 mod harness;
 mod housekeeping;

@@ -15,7 +15,7 @@ use clap_complete::Shell;
 
 pub use index::{BuildArgs, IndexCommand, SettingsFlags, ShowArgs, TuneArgs};
 pub use model::{BenchArgs, ModelCommand};
-pub use values::{DeviceArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SizeArg, SpanArg};
+pub use values::{DeviceArg, DriftArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SizeArg, SpanArg};
 use values::{duration, fraction, positive};
 
 const EXIT_CODES: &str = "\

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use embank::embed::LocalDevice;
 use embank::{
-    ChunkOptions, Error, HousekeepingOptions, IndexKind, IngestOptions, Prune, QueryLogging, RecordFields,
-    ValidateOptions,
+    ChunkOptions, Error, HousekeepingOptions, IndexKind, IngestOptions, OnDrift, Prune, QueryLogging, RebuildPolicy,
+    RecordFields, ValidateOptions,
 };
 use serde::Deserialize;
 
-use crate::args::{DeviceArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg, SizeArg, SpanArg};
+use crate::args::{DeviceArg, DriftArg, DurabilityArg, Global, IngestFlags, KindArg, PrecisionArg, SizeArg, SpanArg};
 use crate::remote::RemoteTable;
 
 /// The settings file's name.
@@ -49,6 +49,7 @@ pub struct Settings {
     ingest: IngestTable,
     index: IndexTable,
     search: SearchTable,
+    rebuild: RebuildTable,
     housekeeping: HousekeepingTable,
 }
 
@@ -87,6 +88,8 @@ struct File {
     #[serde(default)]
     search: SearchTable,
     #[serde(default)]
+    rebuild: RebuildTable,
+    #[serde(default)]
     housekeeping: HousekeepingTable,
 }
 
@@ -112,6 +115,17 @@ struct IndexTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct SearchTable {
     query_log: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RebuildTable {
+    unindexed_share: Option<f64>,
+    unindexed_rows: Option<u64>,
+    max_deltas: Option<u64>,
+    growth: Option<f64>,
+    removed_share: Option<f64>,
+    on_drift: Option<DriftArg>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -190,6 +204,7 @@ impl Settings {
             ingest: file.ingest,
             index: file.index,
             search: file.search,
+            rebuild: file.rebuild,
             housekeeping: file.housekeeping,
         })
     }
@@ -223,6 +238,19 @@ impl Settings {
     /// Whether questions are kept.
     pub fn query_log(&self, flag: bool) -> QueryLogging {
         if flag || self.search.query_log.unwrap_or(false) { QueryLogging::On } else { QueryLogging::Off }
+    }
+
+    /// When to fold rows into the index, and when to build one.
+    pub fn policy(&self) -> RebuildPolicy {
+        let (file, default) = (&self.rebuild, RebuildPolicy::default());
+        RebuildPolicy {
+            unindexed_share: file.unindexed_share.unwrap_or(default.unindexed_share),
+            unindexed_rows: file.unindexed_rows.unwrap_or(default.unindexed_rows),
+            max_deltas: file.max_deltas.unwrap_or(default.max_deltas),
+            growth: file.growth.unwrap_or(default.growth),
+            removed_share: file.removed_share.unwrap_or(default.removed_share),
+            on_drift: file.on_drift.map_or(default.on_drift, OnDrift::from),
+        }
     }
 
     /// How to keep house.
@@ -277,6 +305,7 @@ impl File {
         if file.index.min_recall.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
             return Err(refuse(&path, "index.min-recall: write a number from 0 to 1".to_owned()));
         }
+        file.rebuild.check().map_err(|reason| refuse(&path, reason.to_owned()))?;
         for path in [&mut file.bank, &mut file.model_dir].into_iter().flatten() {
             *path = dir.join(&*path);
         }
@@ -293,6 +322,23 @@ impl File {
             return Err(refuse(&bank.join(FILE), "bank: a file inside a bank cannot name another one".to_owned()));
         }
         Ok(file)
+    }
+}
+
+impl RebuildTable {
+    fn check(&self) -> Result<(), &'static str> {
+        let is_no_share = |share: Option<f64>| share.is_some_and(|share| !(0.0..=1.0).contains(&share));
+        if is_no_share(self.unindexed_share) {
+            return Err("rebuild.unindexed-share: write a number from 0 to 1");
+        }
+        if is_no_share(self.removed_share) {
+            return Err("rebuild.removed-share: write a number from 0 to 1");
+        }
+        // NaN is none either.
+        if self.growth.is_some_and(|growth| growth.is_nan() || growth <= 1.0) {
+            return Err("rebuild.growth: write a number above 1");
+        }
+        Ok(())
     }
 }
 
@@ -414,6 +460,9 @@ mod tests {
             ("[remote]\nkey = \"x\"", "line 2"),
             ("device = \"tpu\"", "auto, cpu, gpu or gpu:N"),
             ("precision = \"f64\"", "f64"),
+            ("[rebuild]\nunindexed-share = 10", "rebuild.unindexed-share"),
+            ("[rebuild]\ngrowth = 1", "rebuild.growth"),
+            ("[rebuild]\non-drift = \"panic\"", "panic"),
         ] {
             let dir = with_file(text);
             let error = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap_err();
@@ -456,8 +505,17 @@ mod tests {
     }
 
     #[test]
-    fn the_example_in_the_documentation_is_valid() {
+    fn the_policy_is_read_from_the_file_and_the_rest_of_it_is_the_default() {
+        let dir = with_file("[rebuild]\ngrowth = 3.0\nmax-deltas = 0\non-drift = \"warn\"");
+        let policy = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap().policy();
+        let default = RebuildPolicy::default();
+        assert_eq!(policy, RebuildPolicy { growth: 3.0, max_deltas: 0, on_drift: OnDrift::Warn, ..default });
+    }
+
+    #[test]
+    fn the_example_in_the_documentation_is_valid_and_its_policy_is_the_default() {
         let dir = with_file(include_str!("../../../docs/embank.example.toml"));
-        Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap();
+        let settings = Settings::resolve_in(dir.path(), &Global::default(), environment()).unwrap();
+        assert_eq!(settings.policy(), RebuildPolicy::default());
     }
 }

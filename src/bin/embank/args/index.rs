@@ -28,6 +28,9 @@ pub enum IndexCommand {
     },
     /// Return to the generation that was active before
     Rollback,
+    /// Fold rows that are newer than the active index into it, without training it again, and measure its recall
+    #[command(alias = "optimize")]
+    Optimise,
     /// Remove failed and long retired generations, and old versions of the tables
     Gc,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use embank::embed::{LocalDevice, Precision};
-use embank::{Durability, FailureKind, IndexKind};
+use embank::{Durability, FailureKind, IndexKind, OnDrift};
 use serde::Deserialize;
 
 /// What an acknowledged write survives.
@@ -78,6 +78,23 @@ impl From<KindArg> for IndexKind {
             KindArg::Hnsw => Self::Hnsw,
             KindArg::HnswPq => Self::HnswPq,
             KindArg::HnswFlat => Self::HnswFlat,
+        }
+    }
+}
+
+/// What a fallen recall leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriftArg {
+    Rebuild,
+    Warn,
+}
+
+impl From<DriftArg> for OnDrift {
+    fn from(drift: DriftArg) -> Self {
+        match drift {
+            DriftArg::Rebuild => Self::Rebuild,
+            DriftArg::Warn => Self::Warn,
         }
     }
 }

@@ -23,6 +23,7 @@ pub async fn run(session: &Session, command: IndexCommand) -> anyhow::Result<Exi
             tell(session, &bank.activate_generation(&id).await?)
         }
         IndexCommand::Rollback => tell(session, &session.open().await?.rollback().await?),
+        IndexCommand::Optimise => optimise(session).await,
         IndexCommand::Gc => collect_garbage(session).await,
     }
 }
@@ -128,6 +129,35 @@ fn list_row(generation: &Generation) -> [String; 8] {
         seconds(generation.build_seconds),
         generation.created_at.clone(),
     ]
+}
+
+async fn optimise(session: &Session) -> anyhow::Result<Exit> {
+    session.stop_gently();
+    let bank = session.open().await?;
+    let report = bank.optimise_index().await?;
+    let k = session.settings().validation(None).k;
+    let live = if report.done.is_some() { bank.measure_live_recall(k).await? } else { None };
+    session.display().clear();
+    if session.output().is_json() {
+        session.output().json(&serde_json::json!({
+            "generation": report.generation,
+            "done": report.done,
+            "live": live,
+        }))?;
+        return Ok(Exit::Done);
+    }
+    let id = &report.generation;
+    match &report.done {
+        None => session.output().line(&format!("{id} covers every row"))?,
+        Some(done) => {
+            let (rows, taken) = (HumanCount(done.rows), seconds(done.seconds));
+            session.output().line(&format!("{rows} rows folded into {id} in {taken}"))?;
+        }
+    }
+    if let Some(live) = &live {
+        session.output().line(&report::live(live))?;
+    }
+    Ok(Exit::Done)
 }
 
 async fn collect_garbage(session: &Session) -> anyhow::Result<Exit> {

@@ -56,6 +56,15 @@ fn status_text(status: &BankStatus, computed: &str) -> String {
     if status.newer_than_index > 0 {
         lines.push(format!("          {} rows are newer and searched flat", count(status.newer_than_index)));
     }
+    if status.index_deltas > 0 {
+        lines.push(format!(
+            "          {} parts beside the first hold rows that were folded in",
+            count(status.index_deltas)
+        ));
+    }
+    if let Some(live) = status.active.as_ref().and_then(|active| active.live.last()) {
+        lines.push(format!("          {}, {}", report::live(live), live.measured_at));
+    }
     lines.push(format!("cache     {} vectors", count(status.cached)));
     lines.extend(status.mended.iter().map(|mend| format!("mended    {mend}")));
     if !status.set_aside.is_empty() {

@@ -104,6 +104,11 @@ fn shown(generation: &Generation) -> String {
     if let Some(error) = &generation.error {
         lines.push(format!("failed      {error}"));
     }
+    lines.extend(generation.optimisations.iter().map(|done| {
+        format!("folded in   {} rows on {}, {} parts beside the first", HumanCount(done.rows), done.at, done.deltas)
+    }));
+    lines
+        .extend(generation.live.iter().map(|live| format!("measured    {}, {}", report::live(live), live.measured_at)));
     let mut text = lines.join("\n") + "\n";
     if let Some(measured) = &generation.recall {
         text.push_str(&measurement(measured));

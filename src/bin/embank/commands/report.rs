@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use embank::embed::{Estimate, PullReport};
-use embank::{BackfillReport, Generation, IngestReport, QuerySettings, RecallReport};
+use embank::{BackfillReport, Generation, IngestReport, LiveRecall, QuerySettings, RecallReport};
 use indicatif::{HumanBytes, HumanCount};
 
 use crate::output::seconds;
@@ -126,6 +126,19 @@ pub fn recall(report: &RecallReport) -> String {
     format!(
         "recall@{} {:.4} on {} queries proves {:.4} ({:.2} required), p95 {:.1} ms",
         report.k, report.recall, report.queries, report.bound, report.required, report.p95_ms
+    )
+}
+
+/// What was measured of the active index over the present rows.
+pub fn live(live: &LiveRecall) -> String {
+    let low = if live.is_low() { ", too low" } else { "" };
+    format!(
+        "live recall@{} {:.4} on {} queries over {} rows ({:.2} required{low})",
+        live.k,
+        live.recall,
+        live.queries,
+        HumanCount(live.rows),
+        live.required
     )
 }
 

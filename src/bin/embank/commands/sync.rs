@@ -63,6 +63,7 @@ async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64
         backfill: BackfillOptions { limit, lease: args.lease.unwrap_or(defaults.lease), ..defaults },
         build: BuildOptions { kind: session.settings().kind(args.kind), ..BuildOptions::default() },
         validate: session.settings().validation(args.min_recall),
+        policy: session.settings().policy(),
         housekeeping: session.settings().housekeeping(),
         ..SyncOptions::default()
     };
@@ -74,6 +75,9 @@ async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64
         session.output().text(&report::ingest(&report.ingest))?;
         session.output().text(&report::backfill(&report.backfill))?;
         session.output().line(&format!("index   {}", index_line(bank, &report.index).await?))?;
+    }
+    for warning in &report.warnings {
+        session.display().say(&format!("warning: {warning}"));
     }
     for failure in report.housekeeping.iter().flat_map(|report| &report.failures) {
         let what = failure.step.label();
@@ -101,7 +105,14 @@ fn exit(report: &SyncReport, args: &SyncArgs) -> Exit {
 async fn index_line(bank: &Bank, outcome: &IndexOutcome) -> anyhow::Result<String> {
     Ok(match outcome {
         IndexOutcome::Nothing => "nothing to index".to_owned(),
-        IndexOutcome::Kept { reason } => format!("kept: {reason}"),
+        IndexOutcome::Kept { reason, .. } => format!("kept: {reason}"),
+        IndexOutcome::Optimised { generation, rows, deltas, seconds: taken, live, reason } => format!(
+            "{} rows folded into {generation} in {}, because {reason}; {deltas} parts beside the first{}",
+            HumanCount(*rows),
+            seconds(*taken),
+            live.as_ref().map(|live| format!(", {}", report::live(live))).unwrap_or_default(),
+        ),
+        IndexOutcome::NotOptimised { reason } => format!("left as it is: {reason}"),
         IndexOutcome::Activated { generation, kind, rows, seconds: taken, recall, reason } => {
             let stored = bank.generations().await?.into_iter().find(|one| one.id == *generation);
             let settings = stored.and_then(|one| report::settings(&one.settings));
