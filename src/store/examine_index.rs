@@ -94,22 +94,7 @@ impl Inspection {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("read", folder)(error)),
         }
-        let failed = |e| table.error("read the indexes of", e);
-        let newest = table.dataset().await?;
-        let claim = |unclaimed: &mut BTreeSet<String>, indexes: &[IndexMetadata]| {
-            indexes.iter().for_each(|index| _ = unclaimed.remove(&index.uuid.to_string()));
-        };
-        claim(&mut unclaimed, &newest.load_indices().await.map_err(failed)?);
-        if unclaimed.is_empty() {
-            return Ok(Vec::new());
-        }
-        // A reader may still be at an older version; those are few, and asked only where the newest one leaves doubt.
-        for version in newest.versions().await.map_err(failed)? {
-            // One that was cleaned up in between claims nothing any more.
-            if let Ok(older) = newest.checkout_version(version.version).await {
-                claim(&mut unclaimed, &older.load_indices().await.map_err(failed)?);
-            }
-        }
+        let unclaimed = table.unnamed_indexes(&*table.dataset().await?, unclaimed).await?;
         Ok(unclaimed.into_iter().map(|name| folder.join(name)).collect())
     }
 

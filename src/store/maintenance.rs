@@ -1,11 +1,15 @@
 //! Compaction, clean-up of old versions, and sizes.
 //!
 //! Compaction must not run while an index is being built on the same table (it would lose the build), so the callers hold the
-//! maintenance lease. Clean-up spares what a running reader or writer may still need: what is younger than the caller says.
+//! maintenance lease. Clean-up spares what a running reader or writer may still need: a version that was the newest one more
+//! recently than the caller says.
 
 use std::path::Path;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use lance::Dataset;
+use lance::dataset::cleanup::CleanupPolicy;
 use lance::dataset::optimize::{CompactionOptions, compact_files};
 use lance_table::format::Fragment;
 use serde::Serialize;
@@ -86,15 +90,35 @@ impl StoredTable {
         Ok(dataset.fragments().iter().filter(is_small).count())
     }
 
-    /// Removes versions older than `keep`.
-    async fn clean_up(&self, keep: Duration) -> Result<CleanedUp> {
+    /// Removes versions that were followed by a newer one before `moment`, and with them the files that no other names.
+    ///
+    /// What counts is not when a version was made but how long it was the newest: a reader that began just before it was
+    /// replaced reads it, however old it is. So the newest one of those made before the moment stays.
+    pub(super) async fn clean_up(&self, moment: DateTime<Utc>) -> Result<CleanedUp> {
         self.refresh().await?;
         let dataset = self.dataset().await?;
-        let keep = chrono::TimeDelta::from_std(keep).unwrap_or(chrono::TimeDelta::MAX);
+        let Some(current_then) = self.newest_before(&dataset, moment).await? else { return Ok(CleanedUp::default()) };
         // Files of no version may be those of a commit that is under way: they stay until they are a week old.
-        let removed = dataset.cleanup_old_versions(keep, Some(false), Some(false)).await;
-        let removed = removed.map_err(|e| self.error("clean up", e))?;
+        let policy = CleanupPolicy {
+            before_version: Some(current_then),
+            error_if_tagged_old_versions: false,
+            ..CleanupPolicy::default()
+        };
+        let removed = dataset.cleanup_with_policy(policy).await.map_err(|e| self.error("clean up", e))?;
         Ok(CleanedUp { versions: removed.old_versions, bytes: removed.bytes_removed })
+    }
+
+    /// The newest version that was made before the moment, by bisection: each look reads a file.
+    async fn newest_before(&self, dataset: &Dataset, moment: DateTime<Utc>) -> Result<Option<u64>> {
+        let failed = |e| self.error("list versions of", e);
+        let versions = dataset.version_refs().await.map_err(failed)?;
+        let (mut older, mut newer) = (0, versions.len());
+        while let Some(looked_at) = versions.get(older..newer).and_then(|rest| rest.get(rest.len() / 2)) {
+            let middle = older + (newer - older) / 2;
+            let made = dataset.checkout_version(looked_at.version).await.map_err(failed)?.version().timestamp;
+            if made < moment { older = middle + 1 } else { newer = middle }
+        }
+        Ok(older.checked_sub(1).and_then(|at| versions.get(at)).map(|version| version.version))
     }
 }
 
@@ -151,11 +175,13 @@ impl Store {
         super::open_table(&self.connection, name).await?.compact_from(WORTH_COMPACTING).await
     }
 
-    /// Removes a table's versions older than `keep`. The caller holds the maintenance lease.
+    /// Removes a table's versions that were replaced longer ago than `keep`. The caller holds the maintenance lease.
     pub(crate) async fn clean_up(&self, name: &str, keep: Duration) -> Result<CleanedUp> {
+        let keep = chrono::TimeDelta::from_std(keep).unwrap_or(chrono::TimeDelta::MAX);
+        let moment = Utc::now().checked_sub_signed(keep).unwrap_or(DateTime::<Utc>::MIN_UTC);
         // The files of old versions go at once: what replaced them must be on the medium by then.
         self.acknowledge().await?;
-        super::open_table(&self.connection, name).await?.clean_up(keep).await
+        super::open_table(&self.connection, name).await?.clean_up(moment).await
     }
 
     /// Rows, versions, fragments and bytes of every table.

@@ -22,6 +22,7 @@ mod format;
 mod generations;
 mod index_build;
 mod index_drop;
+mod index_files;
 mod index_optimise;
 mod index_plan;
 mod index_search;
