@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::embed::{Embedder, Estimate};
 use crate::error::{Error, Result};
 use crate::id::EmbedderId;
-use crate::index::Indexing;
+use crate::index::{Generation, Indexing};
 use crate::ingest::{Ingest, IngestOptions, IngestReport};
 use crate::ledger::BankLedger;
 use crate::memory::{MemoryLimit, RowShape};
@@ -44,6 +44,16 @@ pub struct BankOptions {
     pub listener: Listener,
     /// Stops running steps. Default: never asked for.
     pub cancel: Cancel,
+}
+
+/// Generations that may be removed under one search before it gives up: each takes a build, so one is rare already.
+const REMOVED_MEANWHILE: usize = 8;
+
+/// What a search is asked.
+#[derive(Clone, Copy)]
+enum Question<'a> {
+    Words(&'a str),
+    Vector(&'a [f32]),
 }
 
 /// An open bank, seen through one embedder.
@@ -186,7 +196,7 @@ impl Bank {
     pub fn search<'a>(&'a self, query: &'a str, options: &'a SearchOptions) -> Pending<'a, SearchResult> {
         Box::pin(async move {
             crate::search::check(query, options)?;
-            self.searching().await?.text(query, options).await
+            self.answer(Question::Words(query), options).await
         })
     }
 
@@ -195,18 +205,43 @@ impl Bank {
     /// # Errors
     /// As [`Bank::search`].
     pub fn search_vector<'a>(&'a self, query: &'a [f32], options: &'a SearchOptions) -> Pending<'a, SearchResult> {
-        Box::pin(async move { self.searching().await?.vector(query, options).await })
+        Box::pin(self.answer(Question::Vector(query), options))
+    }
+
+    /// Follows the pointer until a search of where it leads went through: between a look at it and the search the generation
+    /// may have been replaced and removed.
+    async fn answer(&self, question: Question<'_>, options: &SearchOptions) -> Result<SearchResult> {
+        let mut attempts_left = REMOVED_MEANWHILE;
+        loop {
+            let search = self.searching().await?;
+            let answered = match question {
+                Question::Words(words) => search.text(words, options).await,
+                Question::Vector(vector) => search.vector(vector, options).await,
+            };
+            match answered {
+                Err(Error::UnknownGeneration { id }) if attempts_left > 0 => {
+                    tracing::debug!(id, "the generation was removed under a search, which follows the pointer again");
+                    attempts_left -= 1;
+                }
+                answered => return answered,
+            }
+        }
     }
 
     async fn searching(&self) -> Result<Search> {
-        let active = self
-            .indexing()
-            .active()
-            .await?
-            .ok_or_else(|| Error::NoActiveGeneration { embedder: self.embedder.identity().name.clone() })?;
+        let mut active = self.active_generation().await?;
         self.store.documents_refresh().await?;
         self.embeddings.refresh().await?;
-        let is_lost = !self.indexing().has_its_index(&active).await?;
+        let mut is_lost = !self.indexing().has_its_index(&active).await?;
+        if is_lost {
+            // Or removed, because the pointer has moved on.
+            let now_active = self.active_generation().await?;
+            if now_active.id != active.id {
+                active = now_active;
+                self.embeddings.refresh().await?;
+                is_lost = !self.indexing().has_its_index(&active).await?;
+            }
+        }
         if is_lost {
             tracing::warn!(
                 generation = %active.id,
@@ -223,6 +258,11 @@ impl Bank {
                 settings: active.settings,
             },
         })
+    }
+
+    async fn active_generation(&self) -> Result<Generation> {
+        let active = self.indexing().active().await?;
+        active.ok_or_else(|| Error::NoActiveGeneration { embedder: self.embedder.identity().name.clone() })
     }
 
     pub(crate) fn backfilling(&self) -> Backfill {

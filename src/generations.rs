@@ -6,7 +6,8 @@ use crate::engine::{Bank, Pending};
 use crate::error::Result;
 use crate::id::GenerationId;
 use crate::index::{
-    Activation, BuildOptions, Built, Generation, LiveRecall, OptimiseReport, ValidateOptions, Validated, VerifyReport,
+    Activation, BuildOptions, Built, Generation, LiveRecall, OptimiseReport, PointerMove, ValidateOptions, Validated,
+    VerifyReport,
 };
 use crate::schedule::{ActiveStatistics, IndexStatistics};
 use crate::store::Coverage;
@@ -94,6 +95,14 @@ impl Bank {
         Box::pin(async move { self.indexing().list().await })
     }
 
+    /// The moves of the pointer that search follows, oldest first; the last 32 are remembered.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn index_history(&self) -> Pending<'_, Vec<PointerMove>> {
+        Box::pin(async move { self.indexing().history().await })
+    }
+
     /// Folds the rows that are newer than the active index into it, incrementally: the generation stays, and so does what it
     /// was trained with.
     ///
@@ -125,9 +134,14 @@ impl Bank {
 
     /// What the policy of [`crate::schedule`] decides by.
     pub(crate) async fn index_statistics(&self) -> Result<IndexStatistics> {
+        self.statistics_with(self.indexing().active().await?).await
+    }
+
+    /// What the policy would decide by if this generation were the active one.
+    pub(crate) async fn statistics_with(&self, active: Option<Generation>) -> Result<IndexStatistics> {
         self.embeddings.refresh().await?;
         let rows = self.embeddings.count().await?;
-        let Some(active) = self.indexing().active().await? else {
+        let Some(active) = active else {
             return Ok(IndexStatistics { rows, active: None, lost: None });
         };
         if !self.indexing().has_its_index(&active).await? {

@@ -1,8 +1,8 @@
 //! Housekeeping: generations that nobody needs go, small fragments are merged, old versions are cleaned up.
 //!
 //! Guarantees: all of it happens under the one maintenance lease, so never beside a running build; the steps fail by
-//! themselves, table by table, and a failure is a row of the report; no version goes that is younger than
-//! [`HousekeepingOptions::keep_versions`]. Must not know: what the tables mean.
+//! themselves, table by table, and a failure is a row of the report; no version goes that was the newest
+//! within [`HousekeepingOptions::keep_versions`]. Must not know: what the tables mean.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::clock::Timestamp;
 use crate::engine::{Bank, Pending};
 use crate::error::{Error, Result};
 use crate::id::GenerationId;
+use crate::index::FailedOnes;
 use crate::store::MaintenanceLease;
 
 /// The key in `meta` of the moment of the last clean-up, microseconds since the epoch.
@@ -20,9 +21,10 @@ const CLEANED_AT: &str = "housekeeping/cleaned-at";
 /// How to keep house.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HousekeepingOptions {
-    /// Age below which a version of a table stays, so that whoever reads it can finish. Default an hour: longer than any
-    /// query, claim or export is expected to take. A shorter one takes less room in a bank that is changed every few
-    /// seconds. Clean-up that is not asked for happens no more often than this either.
+    /// How long a version of a table stays after it was replaced, so that whoever reads it can finish. Default an hour: longer
+    /// than any query, claim or export is expected to take. A shorter one takes less room in a bank that is changed every
+    /// few seconds. Clean-up that is not asked for happens no more often than this either. A generation that passed its gate
+    /// and was never activated waits as long.
     pub keep_versions: Duration,
 }
 
@@ -32,11 +34,22 @@ impl Default for HousekeepingOptions {
     }
 }
 
+/// What came before housekeeping that is done where it is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Nothing was written.
+    Idle,
+    /// Something was.
+    Changed,
+}
+
 /// What housekeeping did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct HousekeepingReport {
     /// Generations whose record and index are gone.
     pub removed: Vec<GenerationId>,
+    /// Bytes of the indexes of these. They are free once no version names them that was the newest within `keep_versions`.
+    pub index_bytes: u64,
     /// Tables whose small fragments were merged.
     pub compacted: Vec<String>,
     /// Old versions that were removed, over all tables.
@@ -103,9 +116,7 @@ impl Bank {
         Box::pin(async move {
             let lease = self.store.maintenance_lease("keeping house").await?;
             let mut report = HousekeepingReport::default();
-            let removed = self.indexing().remove_unneeded(&lease).await;
-            let removed = report.note(HousekeepingStep::Generations, self.embedder_id.as_str(), removed);
-            report.removed = removed.unwrap_or_default();
+            self.remove_generations(FailedOnes::All, options, &lease, &mut report).await;
             self.compact(&lease, &mut report).await?;
             self.clean_up(options, &lease, &mut report).await?;
             lease.release().await?;
@@ -113,12 +124,20 @@ impl Bank {
         })
     }
 
-    /// Does what is due after a step that changed something: compaction where a table is in many pieces, clean-up if the last
-    /// one is long enough ago. `None` if nothing is due, or somebody else is in maintenance.
-    pub(crate) async fn keep_house_if_due(&self, options: HousekeepingOptions) -> Result<Option<HousekeepingReport>> {
-        let must_compact = self.store.is_in_pieces().await?;
-        let must_clean_up = self.is_clean_up_due(options).await?;
-        if !must_compact && !must_clean_up {
+    /// Does what is due: generations go that nothing needs, or that a crash left. After a step that changed something also
+    /// compaction where a table is in many pieces, and clean-up if the last one is long enough ago. `None` if nothing is due,
+    /// or somebody else is in maintenance.
+    pub(crate) async fn keep_house_if_due(
+        &self,
+        options: HousekeepingOptions,
+        after: Step,
+    ) -> Result<Option<HousekeepingReport>> {
+        let must_remove = self.indexing().has_garbage(options.keep_versions).await?;
+        // What changed nothing leaves no pieces: a sync with nothing to do costs no look at the tables.
+        let has_changed = after == Step::Changed;
+        let must_compact = has_changed && self.store.is_in_pieces().await?;
+        let must_clean_up = has_changed && self.is_clean_up_due(options).await?;
+        if !must_remove && !must_compact && !must_clean_up {
             return Ok(None);
         }
         let lease = match self.store.maintenance_lease("keeping house").await {
@@ -128,6 +147,9 @@ impl Bank {
         };
         let mut report = HousekeepingReport::default();
         let done = async {
+            if must_remove {
+                self.remove_generations(FailedOnes::Overtaken, options, &lease, &mut report).await;
+            }
             if must_compact {
                 self.compact(&lease, &mut report).await?;
             }
@@ -143,6 +165,24 @@ impl Bank {
         }
         lease.release().await?;
         Ok(Some(report))
+    }
+
+    async fn remove_generations(
+        &self,
+        failed: FailedOnes,
+        options: HousekeepingOptions,
+        lease: &MaintenanceLease,
+        report: &mut HousekeepingReport,
+    ) {
+        let removed = async {
+            self.embeddings.refresh().await?;
+            let bytes = self.embeddings.index_sizes().await?;
+            let removed = self.indexing().remove_unneeded(lease, failed, options.keep_versions).await?;
+            let freed = removed.iter().filter_map(|id| bytes.get(id)).sum();
+            Ok((removed, freed))
+        };
+        let removed = report.note(HousekeepingStep::Generations, self.embedder_id.as_str(), removed.await);
+        (report.removed, report.index_bytes) = removed.unwrap_or_default();
     }
 
     async fn compact(&self, lease: &MaintenanceLease, report: &mut HousekeepingReport) -> Result<()> {

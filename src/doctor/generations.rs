@@ -127,9 +127,14 @@ impl Look {
         let pointer = stored.as_deref().map(read_pointer);
         let to_newest = |pointer: &Pointer| {
             let newest = sound.last().map(|id| (*id).clone());
-            let previous = pointer.previous.iter().filter(|id| Some(*id) != newest.as_ref()).cloned().collect();
+            let is_other = |id: &&GenerationId| Some(*id) != newest.as_ref();
+            let mut previous: Vec<_> = pointer.previous.iter().filter(is_other).cloned().collect();
+            if previous.is_empty() {
+                // Nobody knows any more which were active. What none leads back to would be taken for a crash's leftover.
+                previous = sound.iter().rev().copied().filter(is_other).cloned().collect();
+            }
             let from = stored.clone().unwrap_or_default();
-            let to = Pointer { active: newest, previous, removing: pointer.removing.clone() };
+            let to = Pointer { active: newest, previous, ..pointer.clone() };
             Cure::Point { embedder: embedder.clone(), from, to }
         };
         let active = pointer.as_ref().and_then(Option::as_ref).and_then(|pointer| pointer.active.clone());

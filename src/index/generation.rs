@@ -14,7 +14,8 @@ use crate::store::{GenerationRow, IndexSpec, QuerySettings};
 
 /// Where a generation stands.
 ///
-/// `Active` and `Retired` are not stored: a `Ready` generation is active if the pointer names it, retired if it did once.
+/// `Active` and `Retired` are not stored: a `Ready` generation is active if the pointer names it, retired if it did once,
+/// whether it was replaced or rolled back.
 /// So there is one truth about what is served, the pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -109,6 +110,9 @@ pub struct Generation {
     pub error: Option<String>,
     /// When it was begun, RFC 3339.
     pub created_at: String,
+    /// Whether it was left ready on purpose ([`Bank::set_aside`](crate::Bank::set_aside)): it stays until somebody activates
+    /// it. Of others that are ready a crash prevented the activation.
+    pub set_aside: bool,
 }
 
 /// What is stored of a generation beside its keys.
@@ -133,6 +137,8 @@ pub(super) struct Record {
     pub(super) peak_memory_bytes: Option<u64>,
     pub(super) recall: Option<RecallReport>,
     pub(super) error: Option<String>,
+    #[serde(default)]
+    pub(super) set_aside: bool,
     pub(super) created_at: i64,
     /// The release and the storage engine that built it.
     pub(super) built_with: String,
@@ -168,6 +174,7 @@ impl Record {
             peak_memory_bytes: None,
             recall: None,
             error: None,
+            set_aside: false,
             created_at: now.0,
             built_with: concat!("embank ", env!("CARGO_PKG_VERSION"), ", lance 14.0.2").to_owned(),
             rows_folded: 0,
@@ -230,9 +237,9 @@ impl Generation {
         let record = Record::from_row(row)?;
         let state = match record.state {
             GenerationState::Ready if pointer.active.as_ref() == Some(&row.id) => GenerationState::Active,
-            GenerationState::Ready if pointer.previous.contains(&row.id) => GenerationState::Retired,
             // Its index may be gone already.
             GenerationState::Ready if pointer.removing.contains(&row.id) => GenerationState::Failed,
+            GenerationState::Ready if pointer.was_at(&row.id) => GenerationState::Retired,
             stored => stored,
         };
         Ok(Self {
@@ -256,6 +263,7 @@ impl Generation {
             live: record.live,
             error: record.error,
             created_at: Timestamp(record.created_at).to_rfc3339(),
+            set_aside: record.set_aside,
         })
     }
 }

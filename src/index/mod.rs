@@ -28,9 +28,11 @@ mod verify;
 
 pub use activate::Activation;
 pub use build::{BuildOptions, Built};
+pub(crate) use garbage::FailedOnes;
 pub use generation::{Generation, GenerationState};
 pub use live::LiveRecall;
 pub use optimise::{Optimisation, OptimiseReport};
+pub use pointer::{PointerChange, PointerMove};
 pub use report::{RecallReport, SliceReport, TriedSettings};
 pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};
 pub(crate) use sources::AskAnew;
@@ -93,7 +95,9 @@ impl Indexing {
 
     /// Writes the row of a new generation.
     async fn begin(&self, id: &GenerationId, record: &Record) -> Result<()> {
-        self.store.generations.add(&record.to_row(id, &self.embedder_id, self.store.clock().now())).await
+        self.store.generations.add(&record.to_row(id, &self.embedder_id, self.store.clock().now())).await?;
+        tracing::debug!(%id, state = record.state.label(), "generation");
+        Ok(())
     }
 
     /// Moves a generation on to `next`. Returns whether it was still where the record says; if not, whoever has taken over
@@ -102,7 +106,9 @@ impl Indexing {
         let from = record.state;
         record.advance(id, next)?;
         let row = record.to_row(id, &self.embedder_id, self.store.clock().now());
-        self.store.generations.advance(&row, from.label()).await
+        let is_advanced = self.store.generations.advance(&row, from.label()).await?;
+        tracing::debug!(%id, state = next.label(), is_advanced, "generation");
+        Ok(is_advanced)
     }
 
     /// Changes the record of a generation, whatever others write into it meanwhile; `false` if there is none any more.

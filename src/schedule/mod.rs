@@ -6,6 +6,7 @@
 
 mod policy;
 mod renew;
+mod resume;
 mod sync;
 
 pub use policy::{ActiveStatistics, IndexAction, IndexStatistics, OnDrift, RebuildPolicy};

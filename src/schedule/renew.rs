@@ -143,7 +143,10 @@ impl Bank {
             IndexAction::Nothing => Ok(IndexOutcome::Nothing),
             IndexAction::Keep { reason } => Ok(IndexOutcome::Kept { reason, live: self.live_recall().await? }),
             IndexAction::Optimise { reason } => self.fold(options, reason).await,
-            IndexAction::Build { reason } => self.rebuild(options, reason).await,
+            IndexAction::Build { reason } => match self.take_up_left_ready(&options, &reason).await? {
+                Some(outcome) => Ok(outcome),
+                None => self.rebuild(options, reason).await,
+            },
         }
     }
 

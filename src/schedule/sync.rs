@@ -9,7 +9,7 @@ use super::renew::{IndexOutcome, Remeasure, RenewOptions};
 use crate::backfill::{BackfillOptions, BackfillReport};
 use crate::engine::{Bank, Pending, owned_paths};
 use crate::error::Result;
-use crate::housekeeping::{HousekeepingOptions, HousekeepingReport};
+use crate::housekeeping::{HousekeepingOptions, HousekeepingReport, Step};
 use crate::index::{BuildOptions, ValidateOptions};
 use crate::ingest::{IngestOptions, IngestReport};
 
@@ -80,9 +80,8 @@ impl Bank {
         };
         let cancelled = matches!(index, IndexOutcome::Cancelled);
         let is_idle = ingest.is_idle() && backfill.is_idle() && index.is_idle();
-        // What changed nothing leaves nothing to tidy: a sync with nothing to do costs no look at the tables.
-        let housekeeping =
-            if is_idle || cancelled { None } else { self.keep_house_if_due(options.housekeeping).await? };
+        let step = if is_idle { Step::Idle } else { Step::Changed };
+        let housekeeping = if cancelled { None } else { self.keep_house_if_due(options.housekeeping, step).await? };
         let warnings = index.warning().into_iter().collect();
         Ok(SyncReport { ingest, backfill, index, warnings, housekeeping, cancelled })
     }

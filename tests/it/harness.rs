@@ -55,6 +55,13 @@ impl Place {
         place
     }
 
+    /// The same files in another place, at the moment when tests begin, with a fake of its own.
+    pub fn copy(&self) -> Self {
+        let copy = Self::at(tempfile::tempdir().unwrap());
+        copy_folder(self.path(), copy.path());
+        copy
+    }
+
     pub fn docs(&self) -> PathBuf {
         self.dir.path().join("docs")
     }
@@ -96,6 +103,14 @@ impl Place {
         bank.ingest(&[self.docs()], Default::default()).await.unwrap();
         bank.backfill(BackfillOptions::default()).await.unwrap();
         bank
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if from.is_dir() { copy_folder(&from, &to) } else { _ = std::fs::copy(from, to).unwrap() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Scenarios against the public API and the real binary. One test binary: each further one links the storage engine again.
 
+mod activation;
 mod backfill;
 mod bad_input;
 mod cli;
@@ -17,6 +18,7 @@ mod gate;
 mod harness;
 mod housekeeping;
 mod images;
+mod index_crash;
 mod index_kinds;
 mod index_lifecycle;
 mod ingest;
@@ -37,3 +39,4 @@ mod remote_bank;
 mod remote_server;
 mod resources;
 mod search;
+mod search_load;

@@ -28,6 +28,8 @@ pub enum IndexCommand {
     },
     /// Return to the generation that was active before
     Rollback,
+    /// Show when search was moved from which generation to which
+    History,
     /// Fold rows that are newer than the active index into it, without training it again, and measure its recall
     #[command(alias = "optimize")]
     Optimise,

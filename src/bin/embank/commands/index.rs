@@ -23,6 +23,7 @@ pub async fn run(session: &Session, command: IndexCommand) -> anyhow::Result<Exi
             tell(session, &bank.activate_generation(&id).await?)
         }
         IndexCommand::Rollback => tell(session, &session.open().await?.rollback().await?),
+        IndexCommand::History => history(session).await,
         IndexCommand::Optimise => optimise(session).await,
         IndexCommand::Gc => collect_garbage(session).await,
     }
@@ -108,6 +109,7 @@ async fn list(session: &Session) -> anyhow::Result<Exit> {
         ("state", Align::Left),
         ("kind", Align::Left),
         ("rows", Align::Right),
+        ("size", Align::Right),
         ("recall", Align::Right),
         ("p95 ms", Align::Right),
         ("built in", Align::Right),
@@ -117,18 +119,42 @@ async fn list(session: &Session) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn list_row(generation: &Generation) -> [String; 8] {
+fn list_row(generation: &Generation) -> [String; 9] {
     let measured = generation.recall.as_ref();
     [
         generation.id.to_string(),
         generation.state.label().to_owned(),
         generation.kind.clone(),
         HumanCount(generation.rows).to_string(),
+        generation.index_bytes.map_or_else(|| "-".to_owned(), |bytes| HumanBytes(bytes).to_string()),
         measured.map_or_else(|| "-".to_owned(), |measured| format!("{:.4}", measured.recall)),
         measured.map_or_else(|| "-".to_owned(), |measured| format!("{:.1}", measured.p95_ms)),
         seconds(generation.build_seconds),
         generation.created_at.clone(),
     ]
+}
+
+async fn history(session: &Session) -> anyhow::Result<Exit> {
+    let moves = session.open().await?.index_history().await?;
+    if session.output().is_json() {
+        session.output().json(&serde_json::json!({ "history": moves }))?;
+        return Ok(Exit::Done);
+    }
+    if moves.is_empty() {
+        session.output().line("no generation was ever activated; `embank index build` makes one")?;
+        return Ok(Exit::Done);
+    }
+    let columns = [("when", Align::Left), ("what", Align::Left), ("active", Align::Left), ("before", Align::Left)];
+    let before = |id: Option<&GenerationId>| id.map_or_else(|| "-".to_owned(), ToString::to_string);
+    let rows: Vec<_> = moves
+        .iter()
+        .map(|one| {
+            let what = one.change.label().to_owned();
+            [one.at.clone(), what, one.active.to_string(), before(one.previous.as_ref())]
+        })
+        .collect();
+    session.output().text(&table(columns, &rows))?;
+    Ok(Exit::Done)
 }
 
 async fn optimise(session: &Session) -> anyhow::Result<Exit> {
@@ -173,11 +199,11 @@ async fn collect_garbage(session: &Session) -> anyhow::Result<Exit> {
     for table in &report.compacted {
         session.output().line(&format!("compacted {table}"))?;
     }
-    let (removed, freed) = (report.removed.len(), HumanBytes(report.bytes_freed));
-    let versions = report.versions_removed;
-    session
-        .output()
-        .line(&format!("{removed} generations and {versions} old versions of tables removed, {freed} freed"))?;
+    let (removed, bytes) = (report.removed.len(), HumanBytes(report.index_bytes));
+    let (versions, freed) = (report.versions_removed, HumanBytes(report.bytes_freed));
+    session.output().line(&format!(
+        "{removed} generations with indexes of {bytes} and {versions} old versions of tables removed, {freed} freed"
+    ))?;
     for failure in &report.failures {
         session.display().say(&format!("failed: {} of {}: {}", failure.step.label(), failure.of, failure.reason));
     }
