@@ -307,6 +307,24 @@ pub enum Error {
         /// The generation that is active now.
         found: String,
     },
+    /// Another embedder answers this bank's searches, or a switch to another one is under way.
+    #[error(
+        "embedder {embedder} does not serve this bank, {serving} does; `embank model switch` shows what is under way"
+    )]
+    NotServing {
+        /// The embedder that was expected to serve, or to be about to.
+        embedder: String,
+        /// The one that does, or is.
+        serving: String,
+    },
+    /// The embedder that answers this bank's searches is not among those that are open.
+    #[error("this bank is served by {embedder}, which is not at hand; open it as {name}")]
+    NotAtHand {
+        /// The embedder.
+        embedder: String,
+        /// What it is opened by.
+        name: String,
+    },
     /// The generation is not in a state in which this can be done.
     #[error("generation {id} is {state}: {reason}")]
     WrongState {

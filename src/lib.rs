@@ -77,6 +77,7 @@ pub mod schedule;
 mod search;
 mod status;
 mod store;
+mod switch;
 
 pub use backfill::{BackfillOptions, BackfillReport, ChunkFailure, ReconcileReport, RetryErrors};
 pub use clock::{Clock, Timestamp};
@@ -103,3 +104,7 @@ pub use store::{
 };
 #[doc(hidden)]
 pub use store::{FaultEffect, Faults};
+pub use switch::{
+    Agreement, ServedEmbedder, Serving, ServingMove, ServingState, ServingSyncReport, SwitchOptions, SwitchOutcome,
+    SwitchReport,
+};

@@ -106,6 +106,26 @@ pub struct BackfillReport {
 }
 
 impl BackfillReport {
+    /// Takes the numbers of a later run of the same job in.
+    pub(crate) fn add(&mut self, later: Self) {
+        self.ready += later.ready;
+        self.embedded += later.embedded;
+        self.reused += later.reused;
+        self.failed += later.failed;
+        self.truncated += later.truncated;
+        self.tokens += later.tokens;
+        self.failures.extend(later.failures);
+        self.failures.truncate(FAILURES_NAMED);
+        self.reconciled.added += later.reconciled.added;
+        self.reconciled.orphans += later.reconciled.orphans;
+        self.reconciled.lost += later.reconciled.lost;
+        self.reconciled.undocumented += later.reconciled.undocumented;
+        self.reconciled.recached += later.reconciled.recached;
+        self.cancelled |= later.cancelled;
+        self.expected_peak_bytes = self.expected_peak_bytes.max(later.expected_peak_bytes);
+        self.seconds += later.seconds;
+    }
+
     /// Whether nothing had to be written.
     pub(crate) fn is_idle(&self) -> bool {
         self.ready + self.failed == 0 && self.reconciled == ReconcileReport::default()

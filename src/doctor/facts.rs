@@ -9,6 +9,7 @@ use crate::embed::remote::audit::mended_ledger;
 use crate::error::Result;
 use crate::promise;
 use crate::store::{Fact, LEASE_KEY, is_held};
+use crate::switch;
 
 /// What a backfill leaves of a bank in which nothing is due; an object.
 const SETTLED: &str = "settled/";
@@ -60,6 +61,9 @@ impl Look {
 fn is_readable(fact: &Fact, look: &Look) -> bool {
     if fact.key == LEASE_KEY {
         return is_held(&fact.value, look.now).is_some();
+    }
+    if fact.key == switch::SERVING_KEY {
+        return switch::is_readable(&fact.value);
     }
     if let Some(embedder) = promise::owner(&fact.key) {
         return promise::read(&embedder, &fact.value).is_some();

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -34,11 +35,14 @@ fn complete(mut command: Command) -> String {
     log
 }
 
-/// Kills the command when its log shows the line; returns whether that came before its end.
-fn kill_at(mut command: Command, line: &str) -> bool {
+/// Kills the command once its log has shown the line and `is_time`; returns whether that came before its end.
+fn kill_at(mut command: Command, line: &str, is_time: impl Fn() -> bool) -> bool {
     let mut child = command.spawn().unwrap();
     for logged in BufReader::new(child.stderr.take().unwrap()).lines() {
         if logged.unwrap().contains(line) {
+            while !is_time() && child.try_wait().unwrap().is_none() {
+                std::thread::yield_now();
+            }
             let _ = child.kill();
             break;
         }
@@ -71,14 +75,17 @@ async fn check_clean(place: &Place, after: &str) -> Vec<Generation> {
     assert_eq!(bank.search("rain barrel", &Default::default()).await.unwrap().hits.len(), 10, "{after}");
     let report = bank.doctor(DoctorOptions::default()).await.unwrap();
     assert!(report.healthy, "{after}: {report:?}");
+    let dataset = Dataset::open(vectors(place).to_str().unwrap()).await.unwrap();
+    let mut ever_named = BTreeSet::new();
+    for version in dataset.versions().await.unwrap() {
+        let version = dataset.checkout_version(version.version).await.unwrap();
+        ever_named.extend(version.load_indices().await.unwrap().iter().map(|segment| segment.uuid.to_string()));
+    }
+    assert!(index_folders(place).is_subset(&ever_named), "{after}: a folder that no version names");
     // Older versions name what was dropped, for readers that are at one of them. Without those, folders are indexes.
     bank.keep_house(HousekeepingOptions { keep_versions: Duration::ZERO }).await.unwrap();
-    let table = std::fs::read_dir(place.bank_dir()).unwrap().map(|entry| entry.unwrap().path());
-    let table = table.into_iter().find(|path| path.to_string_lossy().contains("embeddings__")).unwrap();
-    let folders: BTreeSet<_> = std::fs::read_dir(table.join("_indices"))
-        .map(|entries| entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
-        .unwrap_or_default();
-    let dataset = Dataset::open(table.to_str().unwrap()).await.unwrap();
+    let folders = index_folders(place);
+    let dataset = Dataset::open(vectors(place).to_str().unwrap()).await.unwrap();
     let segments = dataset.load_indices().await.unwrap();
     let (live, named): (BTreeSet<_>, BTreeSet<_>) =
         segments.iter().map(|segment| (segment.uuid.to_string(), segment.name.clone())).unzip();
@@ -88,11 +95,28 @@ async fn check_clean(place: &Place, after: &str) -> Vec<Generation> {
     generations
 }
 
+/// The table that carries the indexes.
+fn vectors(place: &Place) -> PathBuf {
+    let tables = std::fs::read_dir(place.bank_dir()).unwrap().map(|entry| entry.unwrap().path());
+    tables.into_iter().find(|path| path.to_string_lossy().contains("embeddings__")).unwrap()
+}
+
+fn index_folders(place: &Place) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(vectors(place).join("_indices"));
+    entries.map(|all| all.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()).unwrap_or_default()
+}
+
 /// Kills `args` when the log says so, on copies of the template, until the bank is then as wanted.
-async fn killed(template: &Place, args: &[&str], line: &str, is_wanted: impl AsyncFn(&Bank) -> bool) -> Place {
+async fn killed(
+    template: &Place,
+    args: &[&str],
+    line: &str,
+    is_time: impl Fn(&Place) -> bool,
+    is_wanted: impl AsyncFn(&Bank) -> bool,
+) -> Place {
     for _ in 0..TRIES {
         let place = in_our_time(template.copy());
-        if kill_at(command(&place, args), line) && is_wanted(&open(&place).await).await {
+        if kill_at(command(&place, args), line, || is_time(&place)) && is_wanted(&open(&place).await).await {
             return place;
         }
     }
@@ -114,7 +138,9 @@ async fn a_kill_in_any_state_of_a_build_is_cleaned_up_by_the_next_tick() {
     for state in states {
         let newest = async |bank: &Bank| bank.generations().await.unwrap().pop().unwrap();
         let is_in_it = async |bank: &Bank| newest(bank).await.state.label() == state;
-        let place = killed(&template, &job, &format!("state=\"{state}\""), is_in_it).await;
+        // In the middle of a build: when the first of its files are there.
+        let is_time = |place: &Place| state != "building" || !index_folders(place).is_empty();
+        let place = killed(&template, &job, &format!("state=\"{state}\""), is_time, is_in_it).await;
         let interrupted = newest(&open(&place).await).await.id;
         complete(command(&place, &["sync", &docs(&place), "--kind", "ivf-pq"]));
         let generations = check_clean(&place, &format!("killed while {state}")).await;
@@ -131,7 +157,7 @@ async fn a_kill_in_any_state_of_a_build_is_cleaned_up_by_the_next_tick() {
         }
     }
     let is_active = async |bank: &Bank| bank.status().await.unwrap().active.unwrap().kind == "ivf-pq";
-    let place = killed(&template, &job, "pointer moved", is_active).await;
+    let place = killed(&template, &job, "pointer moved", |_| true, is_active).await;
     complete(command(&place, &["sync", &docs(&place), "--kind", "ivf-pq"]));
     assert_eq!(check_clean(&place, "killed after the flip").await.len(), 2);
 }
@@ -146,7 +172,7 @@ async fn a_kill_in_garbage_collection_is_made_up_for_by_the_next_tick() {
     drop(bank);
     for (line, left) in [("pointer moved", 5..6), ("removed id=", 3..5)] {
         let has_left = async |bank: &Bank| left.contains(&bank.generations().await.unwrap().len());
-        let place = killed(&template, &["index", "gc"], line, has_left).await;
+        let place = killed(&template, &["index", "gc"], line, |_| true, has_left).await;
         complete(command(&place, &["sync", place.docs().to_str().unwrap()]));
         let generations = check_clean(&place, &format!("killed at `{line}` of the garbage collection")).await;
         assert_eq!(generations.len(), 2);

@@ -112,7 +112,7 @@ fn the_command_and_the_fuzz_targets_forbid_unsafe_code() {
 #[test]
 fn stages_do_not_import_one_another_and_layers_do_not_look_up() {
     let stages = ["ingest", "backfill", "index", "search"];
-    let above = ["engine", "generations", "inspect", "schedule", "evaluate", "doctor", "promise"];
+    let above = ["engine", "generations", "inspect", "schedule", "switch", "evaluate", "doctor", "promise"];
     for stage in stages {
         let strangers = stages.iter().filter(|other| **other != stage).chain(&above);
         assert_free_of(stage, strangers);

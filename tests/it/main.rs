@@ -29,6 +29,7 @@ mod layering;
 mod lifecycle;
 mod lost_tables;
 mod memory;
+mod model_switch;
 mod parity;
 mod poison;
 mod poison_crash;

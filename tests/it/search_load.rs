@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use embank::embed::FakeEmbedder;
-use embank::{Bank, GenerationId, Grouping, HousekeepingOptions, IndexKind, SearchOptions, SearchResult};
+use embank::{
+    Bank, BuildOptions, GenerationId, Grouping, HousekeepingOptions, IndexKind, SearchOptions, SearchResult, Serving,
+    SwitchOptions, SwitchOutcome,
+};
 
 use crate::harness::{Place, build, sentence};
 
@@ -133,4 +136,46 @@ async fn every_answer_under_activations_rollbacks_and_garbage_collection_is_that
         seen.extend(answers.into_keys().map(|(_, generation, _)| generation));
     }
     assert_eq!((rollbacks, seen), (8, generations.into_iter().collect()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_answer_under_a_model_switch_and_the_way_back_is_that_of_one_embedder() {
+    let place = Place::with_records(500);
+    let bank = place.filled().await;
+    build(&bank, IndexKind::Hnsw).await.unwrap();
+    let (load, mut want) = (Arc::new(Load::default()), Answers::new());
+    note(&bank, &mut want).await;
+    let other = async || {
+        let other = Arc::new(FakeEmbedder::new(48));
+        Bank::open(place.bank_dir(), other, place.options()).await.unwrap()
+    };
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let serving = Serving::new(vec![another(&place).await, other().await]).unwrap();
+        let ask = move |question: String| {
+            let serving = serving.clone();
+            async move { serving.search(&question, &options()).await }
+        };
+        clients.push(tokio::spawn(client(number, load.clone(), ask)));
+    }
+    load.goes_on().await;
+    let to = other().await;
+    let hnsw = BuildOptions { kind: IndexKind::Hnsw, ..BuildOptions::default() };
+    let options = SwitchOptions { build: hnsw, questions: 20, ..SwitchOptions::default() };
+    assert_eq!(bank.switch_to(&to, options.clone()).await.unwrap().outcome, SwitchOutcome::Switched);
+    load.goes_on().await;
+    assert_eq!(to.switch_to(&bank, options.clone()).await.unwrap().outcome, SwitchOutcome::Switched);
+    load.goes_on().await;
+    assert_eq!(bank.switch_to(&to, options).await.unwrap().outcome, SwitchOutcome::Switched);
+    load.goes_on().await;
+    load.is_over.store(true, Ordering::SeqCst);
+    // Nothing was ingested meanwhile, so the new embedder answers by itself as it did under load.
+    note(&to, &mut want).await;
+    let mut seen = HashSet::new();
+    for client in clients {
+        let answers = client.await.unwrap();
+        check(&answers, &want);
+        seen.extend(answers.into_iter().map(|((embedder, ..), _)| embedder));
+    }
+    assert_eq!(seen, HashSet::from(["fake:32".to_owned(), "fake:48".to_owned()]));
 }

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 pub use index::{BuildArgs, IndexCommand, SettingsFlags, ShowArgs, TuneArgs};
-pub use model::{BenchArgs, ModelCommand};
+pub use model::{BenchArgs, ModelCommand, SwitchFlags};
 pub use values::{DeviceArg, DriftArg, DurabilityArg, FailureArg, KindArg, PrecisionArg, SizeArg, SpanArg};
 use values::{duration, fraction, positive};
 

@@ -36,6 +36,8 @@ enum Exit {
     Incomplete,
     /// A gate said no.
     Refused,
+    /// Another process maintains the bank.
+    Busy,
 }
 
 const ERROR: u8 = 1;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Ok(Exit::Done) => ExitCode::SUCCESS,
         Ok(Exit::Incomplete) => ExitCode::from(ERROR),
         Ok(Exit::Refused) => ExitCode::from(REFUSED),
+        Ok(Exit::Busy) => ExitCode::from(BUSY),
         // The reader has seen enough (`embank documents | head`).
         Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use embank::embed::remote::RemoteEmbedder;
 use embank::embed::{ClipEmbedder, Embedder, FakeEmbedder, LocalEmbedder, LocalImageEmbedder};
-use embank::embed::{LocalOptions, PullOptions, PullReport};
+use embank::embed::{LocalOptions, Precision, PullOptions, PullReport};
 use embank::embed::{known_models, pull_model};
-use embank::{Bank, BankOptions, Error, StoreOptions};
+use embank::{Bank, BankOptions, Error, ServedEmbedder, StoreOptions};
 
 use crate::interrupt::Interrupt;
 use crate::output::Output;
@@ -85,17 +85,45 @@ impl Session {
 
     /// Opens the bank, which must exist.
     pub async fn open(&self) -> Result<Bank, Error> {
-        Bank::open(&self.settings.bank, self.embedder()?, self.bank_options()).await
+        let (name, precision) = self.chosen().await?;
+        self.open_as(&name, precision).await
     }
 
     /// Opens the bank, or makes it.
     pub async fn open_or_create(&self) -> Result<Bank, Error> {
-        Bank::open_or_create(&self.settings.bank, self.embedder()?, self.bank_options()).await
+        let (name, precision) = self.chosen().await?;
+        let embedder = self.embedder_as(&name, precision)?.shared();
+        Bank::open_or_create(&self.settings.bank, embedder, self.bank_options()).await
+    }
+
+    /// Opens the bank, which must exist, with this embedder.
+    pub async fn open_as(&self, name: &str, precision: Precision) -> Result<Bank, Error> {
+        Bank::open(&self.settings.bank, self.embedder_as(name, precision)?.shared(), self.bank_options()).await
+    }
+
+    /// What the bank is opened with: what somebody named, else what serves the bank, else the default.
+    pub async fn chosen(&self) -> Result<(String, Precision), Error> {
+        let set = (self.settings.embedder.clone(), Precision::from(self.settings.precision));
+        if self.settings.embedder_is_named {
+            return Ok(set);
+        }
+        let serving = match Bank::serving_of(&self.settings.bank).await {
+            Err(Error::NoBank { .. }) => None,
+            serving => serving?,
+        };
+        Ok(serving.map_or(set, |state| self.as_served(&state.active)))
+    }
+
+    /// How to open an embedder that the bank names.
+    pub fn as_served(&self, served: &ServedEmbedder) -> (String, Precision) {
+        let set = Precision::from(self.settings.precision);
+        (served.name.clone(), if self.settings.precision_is_named { set } else { served.precision })
     }
 
     /// Fetches the embedder's model if it is a local one and a file of it is missing.
     pub async fn pull_if_missing(&self) -> Result<Option<PullReport>, Error> {
-        let missing = match self.named_embedder(&self.settings.embedder) {
+        let (name, precision) = self.chosen().await?;
+        let missing = match self.embedder_as(&name, precision) {
             Ok(NamedEmbedder::Local(local)) => local.check_installed().is_err(),
             Ok(NamedEmbedder::Fake(_) | NamedEmbedder::Clip(_) | NamedEmbedder::Remote(_)) => false,
             // A model without pins is named by its files.
@@ -103,8 +131,8 @@ impl Session {
             Err(e) => return Err(e),
         };
         // What is in a folder of the user's own cannot be fetched.
-        if missing && known_models().any(|known| known == self.settings.embedder) {
-            return self.pull(&self.settings.embedder, None).await.map(Some);
+        if missing && known_models().any(|known| known == name) {
+            return self.pull(&name, None).await.map(Some);
         }
         Ok(None)
     }
@@ -125,8 +153,12 @@ impl Session {
         options
     }
 
-    /// An embedder by its name; its model is not loaded.
+    /// An embedder by its name, in the precision of the settings; its model is not loaded.
     pub fn named_embedder(&self, name: &str) -> Result<NamedEmbedder, Error> {
+        self.embedder_as(name, self.settings.precision.into())
+    }
+
+    fn embedder_as(&self, name: &str, precision: Precision) -> Result<NamedEmbedder, Error> {
         let dimension = name.strip_prefix("fake:").and_then(|dimension| dimension.parse().ok());
         if let Some(dimension) = dimension.filter(|dimension| (1..=FAKE_DIMENSIONS).contains(dimension)) {
             return Ok(NamedEmbedder::Fake(FakeEmbedder::new(dimension)));
@@ -135,7 +167,7 @@ impl Session {
             return self.settings.remote.embedder(model).map(NamedEmbedder::Remote);
         }
         if let Some(folder) = name.strip_prefix(CLIP_SCHEME) {
-            let model = LocalImageEmbedder::open(folder, self.settings.precision.into())?;
+            let model = LocalImageEmbedder::open(folder, precision)?;
             // Images are known by their path from the folder that holds the bank.
             let bank = &self.settings.bank;
             let bank = bank.canonicalize().or_else(|_| std::path::absolute(bank)).map_err(|source| Error::Io {
@@ -145,7 +177,9 @@ impl Session {
             })?;
             return ClipEmbedder::new(model, bank.parent().unwrap_or(&bank)).map(NamedEmbedder::Clip);
         }
-        match LocalEmbedder::open(self.local_options(name)) {
+        let mut options = self.local_options(name);
+        options.precision = precision;
+        match LocalEmbedder::open(options) {
             Err(Error::UnknownEmbedder { name, known }) => {
                 let known = format!(
                     "{known}, a folder with a model's files (path:DIR), one with a CLIP model (clip:DIR), openai:MODEL with a section [remote] in embank.toml, \

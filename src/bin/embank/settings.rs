@@ -36,8 +36,12 @@ const DEFAULT_LOG: &str = "warn";
 pub struct Settings {
     pub bank: PathBuf,
     pub embedder: String,
+    /// Whether somebody named the embedder; if not, the one that serves the bank comes first.
+    pub embedder_is_named: bool,
     pub model_dir: PathBuf,
     pub precision: PrecisionArg,
+    /// Whether somebody named it.
+    pub precision_is_named: bool,
     pub device: LocalDevice,
     pub durability: DurabilityArg,
     /// In bytes.
@@ -184,15 +188,13 @@ impl Settings {
             setting: "model-dir",
             reason: "there is no cache directory for this user; set --model-dir or EMBANK_MODEL_DIR".to_owned(),
         })?;
+        let embedder = flags.embedder.clone().or(environment.embedder).or(file.embedder);
         Ok(Self {
             bank: bank.or(file.bank).unwrap_or(named),
-            embedder: flags
-                .embedder
-                .clone()
-                .or(environment.embedder)
-                .or(file.embedder)
-                .unwrap_or_else(|| DEFAULT_EMBEDDER.to_owned()),
+            embedder_is_named: embedder.is_some(),
+            embedder: embedder.unwrap_or_else(|| DEFAULT_EMBEDDER.to_owned()),
             model_dir,
+            precision_is_named: precision.is_some(),
             precision: precision.unwrap_or(PrecisionArg::F32),
             device: device.map_or_else(LocalDevice::default, |DeviceArg(device)| device),
             durability: durability.unwrap_or(DurabilityArg::PowerLoss),

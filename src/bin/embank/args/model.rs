@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::values::positive;
+use super::values::{KindArg, fraction, positive};
 
 #[derive(Debug, Subcommand)]
 pub enum ModelCommand {
@@ -23,8 +23,34 @@ pub enum ModelCommand {
         /// The model's name or folder [default: the embedder]
         name: Option<String>,
     },
+    /// Have another embedder answer this bank's searches: fill its table beside the one that serves, build and validate its
+    /// index, compare the answers of both, and then switch. Without a name: show what serves, and what is under way
+    Switch {
+        /// The embedder, named as for `--embedder`
+        name: Option<String>,
+        #[command(flatten)]
+        flags: SwitchFlags,
+    },
+    /// Return to the embedder that served before, in the same way
+    Rollback(SwitchFlags),
     /// Measure how fast a model is on this machine, and how long the bank's backlog would take
     Bench(BenchArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct SwitchFlags {
+    /// The index to build if one is due [default: auto]
+    #[arg(long, value_name = "KIND")]
+    pub kind: Option<KindArg>,
+    /// The recall@10 that it must reach, 0 to 1 [default: 0.95]
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
+    pub min_recall: Option<f64>,
+    /// Questions that both embedders are asked; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub questions: u64,
+    /// The mean share of the first 10 chunks that both must name, 0 to 1 [default: any will do]
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
+    pub min_overlap: Option<f64>,
 }
 
 #[derive(Args, Debug)]

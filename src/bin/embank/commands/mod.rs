@@ -14,6 +14,7 @@ mod recall_plot;
 mod report;
 mod search;
 mod stages;
+mod switch;
 mod sync;
 
 use clap::CommandFactory;

@@ -7,7 +7,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{bench, report};
+use super::{bench, report, switch};
 use crate::Exit;
 use crate::args::ModelCommand;
 use crate::output::{Align, seconds, table};
@@ -18,6 +18,9 @@ pub async fn run(session: &Session, command: ModelCommand) -> anyhow::Result<Exi
         ModelCommand::Pull { name, from } => pull(session, &name, from).await,
         ModelCommand::List => list(session),
         ModelCommand::Verify { name } => verify(session, name.as_deref()).await,
+        ModelCommand::Switch { name: Some(name), flags } => switch::to(session, &name, flags).await,
+        ModelCommand::Switch { name: None, .. } => switch::show(session).await,
+        ModelCommand::Rollback(flags) => switch::back(session, flags).await,
         ModelCommand::Bench(args) => bench::run(session, args).await,
     }
 }

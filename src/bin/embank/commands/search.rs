@@ -13,7 +13,14 @@ pub async fn run(session: &Session, args: SearchArgs) -> anyhow::Result<Exit> {
         grouping: if args.chunks { Grouping::Chunks } else { Grouping::Documents },
         query_log: session.settings().query_log(args.query_log),
     };
-    let result = session.open().await?.search(&args.query, &options).await?;
+    let bank = session.open().await?;
+    let result = bank.search(&args.query, &options).await?;
+    if session.settings().embedder_is_named
+        && let Some(serving) = bank.serving().await?.map(|state| state.active)
+        && serving.id != bank.embedder().identity().id()
+    {
+        session.display().say(&format!("note: answered by {}; this bank is served by {}", result.embedder, serving.id));
+    }
     if session.output().is_json() {
         session.output().json(&result)?;
         return Ok(Exit::Done);

@@ -1,6 +1,8 @@
 //! `embank sync`: the main job, once or again and again.
 
-use embank::{BackfillOptions, Bank, BuildOptions, IndexOutcome, SyncOptions, SyncReport};
+use embank::{
+    BackfillOptions, BackfillReport, Bank, BuildOptions, IndexOutcome, ServingState, SyncOptions, SyncReport,
+};
 use indicatif::HumanCount;
 
 use super::report;
@@ -18,7 +20,7 @@ pub async fn run(session: &Session, args: SyncArgs) -> anyhow::Result<Exit> {
     if let Some(pulled) = session.pull_if_missing().await? {
         session.display().say(&report::pull(&pulled));
     }
-    let bank = session.open_or_create().await?;
+    let mut bank = session.open_or_create().await?;
     let Some(pause) = args.every else {
         return Ok(tick(session, &bank, &args, args.limit).await?.exit);
     };
@@ -36,6 +38,7 @@ pub async fn run(session: &Session, args: SyncArgs) -> anyhow::Result<Exit> {
                 () = session.interrupt().asked() => return Ok(Exit::Done),
             }
         }
+        bank = followed(session, bank).await?;
         last = match tick(session, &bank, &args, Some(limit)).await {
             Ok(tick) => tick,
             Err(error) if error.is::<embank::Error>() && !session.interrupt().cancel().is_cancelled() => {
@@ -46,6 +49,25 @@ pub async fn run(session: &Session, args: SyncArgs) -> anyhow::Result<Exit> {
             Err(error) => return Err(error),
         };
     }
+}
+
+/// The bank through the embedder that serves it by now, unless somebody named one.
+async fn followed(session: &Session, bank: Bank) -> anyhow::Result<Bank> {
+    let has_moved = |state: ServingState| state.active.id != bank.embedder().identity().id();
+    if session.settings().embedder_is_named || !bank.serving().await?.is_some_and(has_moved) {
+        return Ok(bank);
+    }
+    Ok(session.open().await?)
+}
+
+/// Fills the table of the embedder that a switch is under way to.
+async fn fill_next(session: &Session, bank: &Bank, options: BackfillOptions) -> anyhow::Result<Option<BackfillReport>> {
+    let Some(next) = bank.serving().await?.and_then(|state| state.next) else { return Ok(None) };
+    if next.id == bank.embedder().identity().id() {
+        return Ok(None);
+    }
+    let (name, precision) = session.as_served(&next);
+    Ok(Some(session.open_as(&name, precision).await?.backfill(options).await?))
 }
 
 /// How one step ended.
@@ -67,14 +89,23 @@ async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64
         housekeeping: session.settings().housekeeping(),
         ..SyncOptions::default()
     };
+    let backfill = options.backfill;
     let report = bank.sync(&args.paths, options).await?;
+    let next = if report.cancelled { None } else { fill_next(session, bank, backfill).await? };
     session.display().clear();
     if session.output().is_json() {
-        session.output().json(&report)?;
+        let mut value = serde_json::to_value(&report)?;
+        if let (Some(fields), Some(next)) = (value.as_object_mut(), &next) {
+            fields.insert("next".to_owned(), serde_json::to_value(next)?);
+        }
+        session.output().json(&value)?;
     } else {
         session.output().text(&report::ingest(&report.ingest))?;
         session.output().text(&report::backfill(&report.backfill))?;
         session.output().line(&format!("index   {}", index_line(bank, &report.index).await?))?;
+        if let Some(next) = &next {
+            session.output().text(&format!("next    {}", report::backfill(next)))?;
+        }
     }
     for warning in &report.warnings {
         session.display().say(&format!("warning: {warning}"));
@@ -102,7 +133,7 @@ fn exit(report: &SyncReport, args: &SyncArgs) -> Exit {
     }
 }
 
-async fn index_line(bank: &Bank, outcome: &IndexOutcome) -> anyhow::Result<String> {
+pub async fn index_line(bank: &Bank, outcome: &IndexOutcome) -> anyhow::Result<String> {
     Ok(match outcome {
         IndexOutcome::Nothing => "nothing to index".to_owned(),
         IndexOutcome::Kept { reason, .. } => format!("kept: {reason}"),
