@@ -32,10 +32,11 @@ struct Line {
     vector: Vec<f32>,
 }
 
-/// A question as validation needs it.
+/// A question with what it was searched as.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LoggedQuery {
     pub(crate) at: Timestamp,
+    pub(crate) query: String,
     pub(crate) vector: Vec<f32>,
 }
 
@@ -109,7 +110,7 @@ fn read(path: &Path, dimension: usize) -> std::io::Result<Vec<LoggedQuery>> {
         .rev()
         .filter_map(|line| serde_json::from_slice::<Line>(line).ok())
         .filter(|line| is_a_query(&line.vector, dimension) && seen.insert(line.query.clone()))
-        .map(|line| LoggedQuery { at: Timestamp(line.at), vector: line.vector })
+        .map(|line| LoggedQuery { at: Timestamp(line.at), query: line.query, vector: line.vector })
         .collect();
     found.reverse();
     Ok(found)

@@ -1,7 +1,7 @@
 //! How far two embedders of one bank agree: both are asked the same questions, and their first chunks are compared.
 //!
-//! The questions are texts of chunks, drawn over the whole bank; a chunk never counts as the answer to its own text. Must not
-//! know: which of the two is right. That takes judgements (see [`crate::evaluate`]).
+//! The questions are what people asked, where the bank keeps that, else texts of chunks, drawn over the whole bank; a chunk
+//! never counts as the answer to its own text. Must not know: which of the two is right. That takes judgements (see [`crate::evaluate`]).
 
 use std::collections::HashSet;
 
@@ -16,6 +16,9 @@ use crate::search::{Grouping, SearchOptions};
 
 /// Chunks of each answer that are compared: what a page of results shows.
 const FIRST: usize = 10;
+
+/// Questions that people asked below which texts of chunks say more.
+const ENOUGH: usize = 20;
 
 /// Of the draw; any would do, but two measurements of one bank should ask the same.
 const SEED: u64 = 7;
@@ -40,8 +43,13 @@ pub struct Agreement {
 /// Asks both; `None` if there is nothing to ask, or one of them has no index.
 pub(super) async fn measure(one: &Bank, other: &Bank, wanted: u64) -> Result<Option<Agreement>> {
     let (mut overlaps, mut same_first) = (Vec::new(), 0);
-    for (id, text) in questions(one, wanted).await? {
-        let answers = match (answer(one, &id, &text).await, answer(other, &id, &text).await) {
+    let asked = asked(one, wanted).await?;
+    let (source, questions) = match asked.len() {
+        enough if enough >= ENOUGH => ("the query log", asked),
+        _ => ("texts of chunks, themselves excluded", chunks(one, wanted).await?),
+    };
+    for Question { text, of } in questions {
+        let answers = match (answer(one, of.as_ref(), &text).await, answer(other, of.as_ref(), &text).await) {
             (Err(Error::NoActiveGeneration { .. }), _) | (_, Err(Error::NoActiveGeneration { .. })) => return Ok(None),
             (a, b) => (a?, b?),
         };
@@ -54,7 +62,7 @@ pub(super) async fn measure(one: &Bank, other: &Bank, wanted: u64) -> Result<Opt
     let count = overlaps.len();
     Ok(Some(Agreement {
         questions: count,
-        source: "texts of chunks, themselves excluded".to_owned(),
+        source: source.to_owned(),
         k: FIRST,
         overlap: overlaps.iter().sum::<f64>() / count as f64,
         worst: overlaps.iter().copied().fold(1.0, f64::min),
@@ -70,15 +78,30 @@ fn shared(a: &[ChunkId], b: &[ChunkId]) -> f64 {
     if a.is_empty() && b.is_empty() { 1.0 } else { both as f64 / a.len().max(b.len()) as f64 }
 }
 
-async fn answer(bank: &Bank, asked_by: &ChunkId, text: &str) -> Result<Vec<ChunkId>> {
+/// What both are asked.
+struct Question {
+    text: String,
+    /// The chunk whose text it is; never an answer.
+    of: Option<ChunkId>,
+}
+
+async fn answer(bank: &Bank, of: Option<&ChunkId>, text: &str) -> Result<Vec<ChunkId>> {
     let options = SearchOptions { k: FIRST + 1, grouping: Grouping::Chunks, ..SearchOptions::default() };
     let found = bank.search(text, &options).await?;
-    let others = found.hits.into_iter().map(|hit| hit.id).filter(|id| id != asked_by);
+    let others = found.hits.into_iter().map(|hit| hit.id).filter(|id| Some(id) != of);
     Ok(others.take(FIRST).collect())
 }
 
-/// Chunks of the bank with their texts, drawn over all of it in one pass.
-async fn questions(bank: &Bank, wanted: u64) -> Result<Vec<(ChunkId, String)>> {
+/// The newest questions that people asked, where that is kept.
+async fn asked(bank: &Bank, wanted: u64) -> Result<Vec<Question>> {
+    let log = bank.store.query_log(&bank.embedder_id, bank.embeddings.dimension()).read().await?;
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let newest = log.into_iter().rev().take(wanted);
+    Ok(newest.map(|asked| Question { text: asked.query, of: None }).collect())
+}
+
+/// Texts of chunks, drawn over the whole bank in one pass.
+async fn chunks(bank: &Bank, wanted: u64) -> Result<Vec<Question>> {
     let mut drawn = Vec::new();
     if wanted == 0 {
         return Ok(drawn);
@@ -88,7 +111,8 @@ async fn questions(bank: &Bank, wanted: u64) -> Result<Vec<(ChunkId, String)>> {
     let mut batches = bank.store.documents.rows().await?;
     while let Some(rows) = batches.try_next().await? {
         let taken = rows.into_iter().filter(|_| sample.take_next());
-        drawn.extend(taken.filter(|row| !row.content.trim().is_empty()).map(|row| (row.id, row.content)));
+        let taken = taken.filter(|row| !row.content.trim().is_empty());
+        drawn.extend(taken.map(|row| Question { text: row.content, of: Some(row.id) }));
     }
     Ok(drawn)
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use embank::embed::{FakeEmbedder, Fault};
 use embank::progress::Cancel;
 use embank::{
-    Bank, BankOptions, Error, FaultEffect, Faults, IndexKind, Serving, StoreOptions, SwitchOptions, SwitchOutcome,
-    SyncOptions,
+    Bank, BankOptions, Error, FaultEffect, Faults, Grouping, IndexKind, QueryLogging, SearchOptions, Serving,
+    StoreOptions, SwitchOptions, SwitchOutcome, SyncOptions,
 };
 use serde_json::Value;
 
@@ -74,6 +74,33 @@ async fn a_switch_fills_indexes_compares_and_moves_one_pointer_and_the_way_back_
     let moves = bank.serving().await.unwrap().unwrap().moves;
     let moves: Vec<_> = moves.iter().map(|one| (one.from.to_string(), one.to.to_string())).collect();
     assert_eq!(moves, [(id(&bank), id(&other)), (id(&other), id(&bank))]);
+}
+
+#[tokio::test]
+async fn both_are_asked_what_people_asked_where_that_is_kept() {
+    let (place, bank) = served(80).await;
+    let logged = SearchOptions { query_log: QueryLogging::On, ..SearchOptions::default() };
+    for number in 0..30 {
+        bank.search(&sentence(500 + number), &logged).await.unwrap();
+    }
+    let other = opened(&place, &FakeEmbedder::new(OTHER), place.options()).await;
+    let options = SwitchOptions { questions: 25, ..SwitchOptions::default() };
+    let agreement = bank.switch_to(&other, options).await.unwrap().agreement.unwrap();
+    assert_eq!((agreement.source.as_str(), agreement.questions), ("the query log", 25));
+    // The oracle: the newest 25, asked of each by hand.
+    let top = SearchOptions { grouping: Grouping::Chunks, ..SearchOptions::default() };
+    let (mut shared, mut same_first) = (0, 0);
+    for number in 5..30 {
+        let mut answers = Vec::new();
+        for bank in [&bank, &other] {
+            let found = bank.search(&sentence(500 + number), &top).await.unwrap();
+            answers.push(found.hits.into_iter().map(|hit| hit.id).collect::<Vec<_>>());
+        }
+        shared += answers[0].iter().filter(|id| answers[1].contains(id)).count();
+        same_first += usize::from(answers[0][0] == answers[1][0]);
+    }
+    let by_hand = (shared as f64 / 250.0, f64::from(same_first as u32) / 25.0);
+    assert!((agreement.overlap - by_hand.0).abs() < 1e-9 && (agreement.same_first - by_hand.1).abs() < 1e-9);
 }
 
 #[tokio::test]
