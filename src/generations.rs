@@ -44,7 +44,7 @@ impl Bank {
     /// [`Error::RecallTooLow`] where no setting suffices: it is searched as before; [`Error::WrongState`],
     /// [`Error::Busy`].
     pub fn tune<'a>(&'a self, id: &'a GenerationId, options: ValidateOptions) -> Pending<'a, Generation> {
-        Box::pin(async move { self.indexing().retune(id, &options, None).await })
+        Box::pin(async move { self.indexing().retune(id, &options).await })
     }
 
     /// Measures the recall of a generation again, from what its record says, and compares. Changes nothing.

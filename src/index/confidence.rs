@@ -31,10 +31,10 @@ pub(super) struct Proven {
 pub(super) fn prove(recalls: &[f64], k: usize, confidence: f64) -> Proven {
     let queries = recalls.len() as f64;
     let trials = queries * k as f64;
+    let mean = recalls.iter().sum::<f64>() / queries.max(1.0);
     if trials == 0.0 {
-        return Proven { mean: 0.0, lower: 0.0, trials: 0.0, effective: 0.0, spread: 0.0 };
+        return Proven { mean, lower: 0.0, trials: 0.0, effective: 0.0, spread: 0.0 };
     }
-    let mean = recalls.iter().sum::<f64>() / queries;
     let squares: f64 = recalls.iter().map(|recall| (recall - mean).powi(2)).sum();
     let variance = if queries > 1.0 { squares / (queries - 1.0) } else { 0.0 };
     let of_the_mean = variance / queries;
@@ -179,6 +179,9 @@ mod tests {
         assert!((lumped.effective - 199.0).abs() < 1.0, "as many as queries: {}", lumped.effective);
         assert!(lumped.lower < 0.92 && even.lower > 0.94, "{lumped:?} {even:?}");
         assert_eq!(prove(&[], 10, CONFIDENCE).lower, 0.0);
+        // The only row of a bank has no neighbours, and lacks none of them.
+        let only = prove(&[1.0], 0, CONFIDENCE);
+        assert_eq!((only.mean, only.lower), (1.0, 0.0));
         assert_eq!(prove(&[1.0; 6], 10, CONFIDENCE).lower, 0.05_f64.powf(1.0 / 60.0));
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Indexing;
 use super::confidence::{CONFIDENCE, prove};
 use super::generation::{Generation, keep_last};
+use super::queries::Sizes;
 use crate::error::Result;
 use crate::progress::Progress;
 use crate::store::Snapshot;
@@ -106,7 +107,7 @@ impl Indexing {
         let rows = self.embeddings.count_at(snapshot).await?;
         // Another sample each time, and one that can be drawn again.
         let seed = active.seed.wrapping_add(snapshot.version());
-        let drawn = self.draw_rows(snapshot, rows, seed).await?;
+        let drawn = self.draw_rows(snapshot, rows, seed, Sizes::FULL).await?;
         let queries = self.with_truth(snapshot, None, rows, [drawn.tuning, drawn.verdict].concat(), k).await?;
         if queries.is_empty() {
             return Ok(None);

@@ -23,6 +23,25 @@ pub(super) const TUNING: usize = 128;
 /// 0.99, where neighbours are missed independently; where they count half, 0.9602 and 0.9947.
 pub(super) const VERDICT: usize = 256;
 
+/// Queries that a flat generation is checked with; each costs a scan of the table by the storage engine.
+const CHECKS: usize = 8;
+
+/// How many queries each set is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub(super) tuning: usize,
+    pub(super) verdict: usize,
+}
+
+impl Sizes {
+    /// What an index is judged by.
+    pub(super) const FULL: Self = Self { tuning: TUNING, verdict: VERDICT };
+
+    pub(super) fn all(self) -> usize {
+        self.tuning + self.verdict
+    }
+}
+
 /// One query with its true neighbours.
 #[derive(Clone, Debug)]
 pub(super) struct ValidationQuery {
@@ -81,12 +100,28 @@ impl Indexing {
         seed: u64,
         until: Timestamp,
     ) -> Result<ValidationQueries> {
-        let drawn = self.draw(snapshot, rows, seed, until).await?;
+        let drawn = self.draw(snapshot, rows, seed, until, Sizes::FULL).await?;
         let tuning = drawn.tuning.len();
         let mut all = self.with_truth(snapshot, None, rows, [drawn.tuning, drawn.verdict].concat(), k).await?;
         let verdict = all.split_off(tuning);
         let slices = self.slices(snapshot, rows, k, seed).await?;
         Ok(ValidationQueries { tuning: all, verdict, source: drawn.source, is_sample: drawn.is_sample, slices })
+    }
+
+    /// A few queries for what is exact by itself.
+    pub(super) async fn checking_queries(
+        &self,
+        snapshot: &Snapshot,
+        rows: u64,
+        k: usize,
+        seed: u64,
+        until: Timestamp,
+    ) -> Result<ValidationQueries> {
+        let drawn = self.draw(snapshot, rows, seed, until, Sizes { tuning: 0, verdict: CHECKS }).await?;
+        let mut asked = drawn.verdict;
+        asked.truncate(CHECKS);
+        let verdict = self.with_truth(snapshot, None, rows, asked, k).await?;
+        Ok(ValidationQueries { verdict, source: drawn.source, ..ValidationQueries::default() })
     }
 
     /// Finds the `k` true neighbours of each vector among the rows that meet the filter, in one pass over the snapshot.

@@ -26,7 +26,7 @@ pub struct RecallReport {
     pub target: f64,
     /// Verdict queries.
     pub queries: usize,
-    /// Neighbours that were found or missed: queries × k.
+    /// Neighbours that were found or missed: queries × k, or less where there are not k others.
     #[serde(default)]
     pub trials: u64,
     /// As many independent trials would vary as these did: neighbours of one query are found or missed together.
@@ -132,9 +132,9 @@ impl RecallReport {
         Some(Shortfall { of, recall: slice.recall, bound: slice.bound })
     }
 
-    /// Takes over what a pass over the verdict queries measured.
-    pub(super) fn measured(mut self, measured: &Measured, is_sample: bool) -> Self {
-        let Proven { mean, lower, trials, effective, spread } = prove(&measured.recalls, self.k, CONFIDENCE);
+    /// Takes over what a pass over the verdict queries measured, of which each has so many true neighbours.
+    pub(super) fn measured(mut self, measured: &Measured, neighbours: usize, is_sample: bool) -> Self {
+        let Proven { mean, lower, trials, effective, spread } = prove(&measured.recalls, neighbours, CONFIDENCE);
         self.recall = mean;
         // Who asked everything there is to ask has nothing to infer.
         self.bound = if is_sample { lower } else { mean };
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn where_everything_was_asked_the_recall_is_the_bound() {
         let measured = Measured { recalls: vec![1.0; 30], milliseconds: vec![1.0; 30] };
-        let report = |is_sample| RecallReport { k: 5, ..Default::default() }.measured(&measured, is_sample);
+        let report = |is_sample| RecallReport { k: 5, ..Default::default() }.measured(&measured, 5, is_sample);
         assert_eq!((report(false).bound, report(false).trials), (1.0, 150));
         assert!(report(true).bound < 0.99);
     }

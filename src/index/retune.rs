@@ -15,15 +15,10 @@ impl Indexing {
     /// # Errors
     /// [`Error::RecallTooLow`] where no setting is sure to reach `min_recall`; [`Error::WrongState`] for a generation that
     /// did not pass or has no index; [`Error::Busy`]; [`Error::LeaseLost`]. It is then searched as before.
-    pub(crate) async fn retune(
-        &self,
-        id: &GenerationId,
-        options: &ValidateOptions,
-        seed: Option<u64>,
-    ) -> Result<Generation> {
+    pub(crate) async fn retune(&self, id: &GenerationId, options: &ValidateOptions) -> Result<Generation> {
         options.check()?;
         let lease = self.store.maintenance_lease("tuning an index").await?;
-        let retuned = self.retune_under_lease(id, options, seed).await;
+        let retuned = self.retune_under_lease(id, options).await;
         let (row, before) = match retuned {
             Ok(retuned) => retuned,
             Err(error) => {
@@ -45,7 +40,6 @@ impl Indexing {
         &self,
         id: &GenerationId,
         options: &ValidateOptions,
-        seed: Option<u64>,
     ) -> Result<(GenerationRow, String)> {
         let rows = self.store.generations.list(Some(&self.embedder_id)).await?;
         let row = rows.into_iter().find(|row| row.id == *id);
@@ -66,7 +60,7 @@ impl Indexing {
             snapshot: &snapshot,
             rows: self.embeddings.count_at(&snapshot).await?,
             // Others than those that the build was judged by: settings are not to be fitted to one sample.
-            seed: seed.unwrap_or_else(super::build::drawn_seed),
+            seed: options.seed.unwrap_or_else(super::build::drawn_seed),
             at: self.store.clock().now().whole_second(),
         };
         let (settings, report) = self.tune_and_measure(&subject, options).await?;

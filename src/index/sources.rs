@@ -9,7 +9,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::Indexing;
-use super::queries::{Drawn, TUNING, VERDICT, generator, shuffle};
+use super::queries::{Drawn, Sizes, generator, shuffle};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::id::ChunkId;
@@ -43,17 +43,24 @@ impl Indexing {
     /// Draws both sets from the best source there is.
     ///
     /// Of a log, what was asked until then: so that what was drawn once can be drawn again.
-    pub(super) async fn draw(&self, snapshot: &Snapshot, rows: u64, seed: u64, until: Timestamp) -> Result<DrawnSets> {
-        if let Some(asked) = self.draw_logged(seed, until).await? {
+    pub(super) async fn draw(
+        &self,
+        snapshot: &Snapshot,
+        rows: u64,
+        seed: u64,
+        until: Timestamp,
+        sizes: Sizes,
+    ) -> Result<DrawnSets> {
+        if let Some(asked) = self.draw_logged(seed, until, sizes).await? {
             return Ok(asked);
         }
-        self.draw_rows(snapshot, rows, seed).await
+        self.draw_rows(snapshot, rows, seed, sizes).await
     }
 
     /// Draws both sets from the rows of a snapshot, whatever people ask.
-    pub(super) async fn draw_rows(&self, snapshot: &Snapshot, rows: u64, seed: u64) -> Result<DrawnSets> {
+    pub(super) async fn draw_rows(&self, snapshot: &Snapshot, rows: u64, seed: u64, sizes: Sizes) -> Result<DrawnSets> {
         let mut rng = generator(seed);
-        let wanted = (TUNING + VERDICT) as u64;
+        let wanted = sizes.all() as u64;
         let mut sample = SeededSample::new(rows, wanted, seed);
         let positions: Vec<u64> = (0..rows).filter(|_| sample.take_next()).collect();
         let stored = self.embeddings.vectors_at(snapshot, &positions).await?;
@@ -67,18 +74,18 @@ impl Indexing {
         // In a random order, so that the first ones are as good a sample as the others.
         shuffle(&mut drawn, &mut rng);
         if rows > wanted {
-            let verdict = drawn.split_off(TUNING.min(drawn.len()));
+            let verdict = drawn.split_off(sizes.tuning.min(drawn.len()));
             return Ok(DrawnSets { tuning: drawn, verdict, source: source.to_owned(), is_sample: true });
         }
         // Too few rows to part them: each is asked for the verdict, and moved in another direction to tune with.
         let mut tuning = moved_all(&stored, &mut rng);
         shuffle(&mut tuning, &mut rng);
-        tuning.truncate(TUNING);
+        tuning.truncate(sizes.tuning);
         Ok(DrawnSets { tuning, verdict: drawn, source: source.to_owned(), is_sample: false })
     }
 
     /// Questions of the log, or none if there are too few.
-    async fn draw_logged(&self, seed: u64, until: Timestamp) -> Result<Option<DrawnSets>> {
+    async fn draw_logged(&self, seed: u64, until: Timestamp, sizes: Sizes) -> Result<Option<DrawnSets>> {
         let mut logged = self.store.query_log(&self.embedder_id, self.embeddings.dimension()).read().await?;
         logged.retain(|query| query.at <= until);
         if logged.len() < LEAST_LOGGED {
@@ -87,8 +94,8 @@ impl Indexing {
         let source = format!("the log of {} questions that were asked", logged.len());
         let mut drawn: Vec<_> = logged.into_iter().map(|query| Drawn { origin: None, vector: query.vector }).collect();
         shuffle(&mut drawn, &mut generator(seed));
-        drawn.truncate(TUNING + VERDICT);
-        let verdict = drawn.split_off(drawn.len() * TUNING / (TUNING + VERDICT));
+        drawn.truncate(sizes.all());
+        let verdict = drawn.split_off(drawn.len() * sizes.tuning / sizes.all().max(1));
         Ok(Some(DrawnSets { tuning: drawn, verdict, source, is_sample: true }))
     }
 

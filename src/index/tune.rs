@@ -22,9 +22,8 @@ use crate::store::{Filter, IndexSpec, QuerySettings, Snapshot};
 /// Tuning queries that bisection measures with.
 const SCOUTS: usize = 32;
 
-/// How sure tuning wants to be that the verdict, on other queries, will pass. Less than the verdict itself asks for: what
-/// is chosen for being barely sufficient passes nine times in ten, and rungs are coarse, so mostly more often.
-const TUNING_CONFIDENCE: f64 = 0.90;
+/// How sure tuning wants to be that the verdict, on other queries, will pass: what is refused by chance is built for nothing.
+const TUNING_CONFIDENCE: f64 = 0.95;
 
 /// Settings that are measured with all tuning queries at most.
 const FINALISTS: usize = 6;

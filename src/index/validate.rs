@@ -20,9 +20,6 @@ use crate::error::{Error, Result};
 use crate::id::GenerationId;
 use crate::store::{IndexSpec, MaintenanceLease, QuerySettings, Snapshot};
 
-/// Queries that a flat generation is checked with; each costs a scan of the table by the storage engine.
-const FLAT_CHECKS: usize = 8;
-
 /// How to validate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ValidateOptions {
@@ -33,6 +30,8 @@ pub struct ValidateOptions {
     pub min_recall: f64,
     /// Recall@k that tuning aims at, where that is more than `min_recall`.
     pub target_recall: Option<f64>,
+    /// Seed of the queries. Default: that of the build; where an index is tuned again, a new one.
+    pub seed: Option<u64>,
     /// Lists to probe, fixed by hand instead of tuned.
     pub nprobes: Option<usize>,
     /// Graph candidates, fixed by hand instead of tuned.
@@ -43,7 +42,7 @@ pub struct ValidateOptions {
 
 impl Default for ValidateOptions {
     fn default() -> Self {
-        Self { k: 10, min_recall: 0.95, target_recall: None, nprobes: None, ef: None, refine_factor: None }
+        Self { k: 10, min_recall: 0.95, target_recall: None, seed: None, nprobes: None, ef: None, refine_factor: None }
     }
 }
 
@@ -102,7 +101,7 @@ impl Indexing {
     pub(crate) async fn validate(&self, built: Built, options: &ValidateOptions) -> Result<Validated> {
         let Built { id, mut record, snapshot, lease, .. } = built;
         options.check()?;
-        let (spec, seed) = (record.spec, record.seed);
+        let (spec, seed) = (record.spec, options.seed.unwrap_or(record.seed));
         let (rows, at) = (record.rows, self.store.clock().now().whole_second());
         let subject = Subject { id: &id, spec: spec.as_ref(), snapshot: &snapshot, rows, seed, at };
         let report = match self.tune_and_measure(&subject, options).await {
@@ -134,8 +133,8 @@ impl Indexing {
         options: &ValidateOptions,
     ) -> Result<(QuerySettings, RecallReport)> {
         let began = Instant::now();
-        let Subject { id, snapshot, rows, seed, at, .. } = *subject;
-        let queries = self.validation_queries(snapshot, rows, options.k, seed, at).await?;
+        let Subject { id, snapshot, .. } = *subject;
+        let queries = self.queries_for(subject, options.k).await?;
         let truth_seconds = began.elapsed().as_secs_f64();
         let tuned = match subject.spec {
             None => Tuned::default(),
@@ -161,6 +160,15 @@ impl Indexing {
         Ok((tuned.settings, report))
     }
 
+    /// The queries that the subject is to be judged by.
+    pub(super) async fn queries_for(&self, subject: &Subject<'_>, k: usize) -> Result<ValidationQueries> {
+        let Subject { snapshot, rows, seed, at, .. } = *subject;
+        match subject.spec {
+            Some(_) => self.validation_queries(snapshot, rows, k, seed, at).await,
+            None => self.checking_queries(snapshot, rows, k, seed, at).await,
+        }
+    }
+
     /// Measures the recall with these settings on the verdict queries.
     pub(super) async fn measure_verdict(
         &self,
@@ -180,7 +188,7 @@ impl Indexing {
         };
         let Some(spec) = subject.spec else {
             let measured = self.measure_flat(snapshot, &queries.verdict).await?;
-            let report = report.measured(&measured, false);
+            let report = report.measured(&measured, neighbours(&queries.verdict), false);
             let (ground_truth, basis) = ("the storage engine's own scan", "exact by itself; some answers are checked");
             return Ok(RecallReport { ground_truth: ground_truth.into(), basis: basis.into(), ..report });
         };
@@ -192,14 +200,14 @@ impl Indexing {
             slices.push(SliceReport::new(&slice.category, slice.rows, k, slice.is_gated, &within));
         }
         let basis = if queries.is_sample { "a sample" } else { "every row there is" };
-        let report = report.measured(&measured, queries.is_sample);
+        let report = report.measured(&measured, neighbours(&queries.verdict), queries.is_sample);
         Ok(RecallReport { ground_truth: "exact search".into(), basis: basis.into(), slices, ..report })
     }
 
     /// A flat generation is searched by our exact search; here it is held against the storage engine's own scan.
     async fn measure_flat(&self, snapshot: &Snapshot, queries: &[ValidationQuery]) -> Result<Measured> {
         let mut measured = Measured::default();
-        for query in queries.iter().take(FLAT_CHECKS) {
+        for query in queries {
             let began = Instant::now();
             let scanned = self.embeddings.scan_nearest(snapshot, &query.vector, query.asked()).await?;
             measured.milliseconds.push(began.elapsed().as_secs_f64() * 1e3);
@@ -246,6 +254,11 @@ impl ValidateOptions {
         }
         Ok(())
     }
+}
+
+/// True neighbours of each query: k, or all others where there are fewer.
+fn neighbours(queries: &[ValidationQuery]) -> usize {
+    queries.first().map_or(0, |query| query.neighbours.len())
 }
 
 /// What the gate says, if it says no.

@@ -64,7 +64,7 @@ impl Indexing {
         let now = self.store.clock().now();
         let at = Timestamp::from_rfc3339(&recorded.measured_at).unwrap_or(now);
         let subject = Subject { id, spec: generation.spec.as_ref(), snapshot: &snapshot, rows, seed, at };
-        let queries = self.validation_queries(&snapshot, rows, recorded.k, seed, at).await?;
+        let queries = self.queries_for(&subject, recorded.k).await?;
         if generation.spec.is_some() {
             self.embeddings.prewarm(&snapshot, id).await?;
         }

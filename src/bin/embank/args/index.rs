@@ -85,6 +85,9 @@ pub struct TuneArgs {
     /// Neighbours that recall is measured on [default: 10]
     #[arg(short, long, value_name = "N", value_parser = positive)]
     pub k: Option<usize>,
+    /// Seed of the queries [default: drawn and recorded]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
     /// Write the report as a page with the curve of recall and latency
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

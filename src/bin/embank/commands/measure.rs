@@ -35,7 +35,8 @@ pub async fn tune(session: &Session, args: TuneArgs) -> anyhow::Result<Exit> {
     session.stop_gently();
     let bank = session.open().await?;
     let before = named_or_active(&bank, args.generation.as_deref()).await?;
-    let options = options(session.settings().validation(args.target_recall), args.k, &args.settings);
+    let gate = ValidateOptions { seed: args.seed, ..session.settings().validation(args.target_recall) };
+    let options = options(gate, args.k, &args.settings);
     let tuned = bank.tune(&before.id, options).await?;
     session.display().clear();
     write_page(args.report.as_deref(), &tuned)?;

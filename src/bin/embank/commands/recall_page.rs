@@ -17,8 +17,8 @@ const RIGHT: f64 = 24.0;
 const TOP: f64 = 20.0;
 const BOTTOM: f64 = 52.0;
 
-/// Steps between the labels of an axis.
-const LABELS: usize = 5;
+/// Labels of an axis, more or less.
+const LABELS: f64 = 5.0;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--page:#fcfcfb;--ink:#1d1d1b;--soft:#5c5c58;--line:#deded9;--mark:#2a5fb8;--bad:#b3402a}\
@@ -99,8 +99,14 @@ impl Axis {
         self.start + (value - self.from) / (self.to - self.from) * (self.end - self.start)
     }
 
+    /// Round values, about [`LABELS`] of them.
     fn labels(&self) -> impl Iterator<Item = f64> + '_ {
-        (0..=LABELS).map(|step| self.from + (self.to - self.from) * step as f64 / LABELS as f64)
+        let wanted = (self.to - self.from) / LABELS;
+        let power = 10_f64.powf(wanted.log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0].map(|digit| digit * power).into_iter().find(|step| *step >= wanted);
+        let step = step.unwrap_or(wanted);
+        let first = (self.from / step).ceil();
+        (0..).map(move |number| (first + f64::from(number)) * step).take_while(|value| *value <= self.to * (1.0 + 1e-9))
     }
 }
 
@@ -110,7 +116,7 @@ fn curve(generation: &Generation, measured: &RecallReport) -> String {
     let across = Axis { from: 0.0, to: slowest * 1.05, start: LEFT, end: WIDTH - RIGHT };
     let upwards = Axis { from: lowest - (1.0 - lowest).max(0.01) * 0.05, to: 1.0, start: HEIGHT - BOTTOM, end: TOP };
     let mut svg = format!(
-        "<h2>Recall over latency</h2>\n<div class=wide><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=img \
+        "<h2>Recall over latency</h2>\n<div class=wide><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role='img' \
          aria-label=\"Recall of each setting that was tried over the 95th percentile of its milliseconds\">\n"
     );
     let (left, right, bottom) = (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM);
@@ -118,8 +124,8 @@ fn curve(generation: &Generation, measured: &RecallReport) -> String {
         let y = upwards.at(recall);
         let _ = writeln!(
             svg,
-            "<line x1={left} x2={right} y1={y:.1} y2={y:.1} stroke=\"var(--line)\"/>\
-             <text x={:.1} y={:.1} text-anchor=end fill=\"var(--soft)\">{recall:.3}</text>",
+            "<line x1='{left}' x2='{right}' y1='{y:.1}' y2='{y:.1}' stroke=\"var(--line)\"/>\
+             <text x='{:.1}' y='{:.1}' text-anchor='end' fill=\"var(--soft)\">{recall:.3}</text>",
             left - 8.0,
             y + 4.0
         );
@@ -128,27 +134,28 @@ fn curve(generation: &Generation, measured: &RecallReport) -> String {
         let x = across.at(milliseconds);
         let _ = writeln!(
             svg,
-            "<text x={x:.1} y={:.1} text-anchor=middle fill=\"var(--soft)\">{milliseconds:.1}</text>",
+            "<text x='{x:.1}' y='{:.1}' text-anchor='middle' fill=\"var(--soft)\">{milliseconds:.1}</text>",
             bottom + 20.0
         );
     }
     let _ = writeln!(
         svg,
-        "<text x={:.1} y={:.1} text-anchor=middle fill=\"var(--soft)\">milliseconds a query (95th percentile)</text>",
+        "<text x='{:.1}' y='{:.1}' text-anchor='middle' fill=\"var(--soft)\">milliseconds a query (95th percentile)</text>",
         f64::midpoint(left, right),
         bottom + 42.0
     );
     let y = upwards.at(measured.required);
     let _ = writeln!(
         svg,
-        "<line x1={left} x2={right} y1={y:.1} y2={y:.1} stroke=\"var(--bad)\" stroke-dasharray=\"5 4\"/>\
-         <text x={right} y={:.1} text-anchor=end fill=\"var(--bad)\">required {:.3}</text>",
+        "<line x1='{left}' x2='{right}' y1='{y:.1}' y2='{y:.1}' stroke=\"var(--bad)\" stroke-dasharray=\"5 4\"/>\
+         <text x='{right}' y='{:.1}' text-anchor='end' fill=\"var(--bad)\">required {:.3}</text>",
         y + 16.0,
         measured.required
     );
     let place = |tried: &TriedSettings| (across.at(tried.p95_ms), upwards.at(tried.recall));
     let line: Vec<_> = front(&measured.tried).into_iter().map(place).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-    let _ = writeln!(svg, "<polyline points=\"{}\" fill=none stroke=\"var(--mark)\" stroke-width=2 />", line.join(" "));
+    let _ =
+        writeln!(svg, "<polyline points=\"{}\" fill='none' stroke=\"var(--mark)\" stroke-width='2' />", line.join(" "));
     for tried in &measured.tried {
         let (x, y) = place(tried);
         let serves = tried.settings == generation.settings;
@@ -156,7 +163,7 @@ fn curve(generation: &Generation, measured: &RecallReport) -> String {
         let name = escaped(&report::settings(&tried.settings).unwrap_or_else(|| "defaults".to_owned()));
         let _ = writeln!(
             svg,
-            "<circle cx={x:.1} cy={y:.1} r={radius} fill=\"{fill}\" stroke=\"var(--mark)\" stroke-width=2>\
+            "<circle cx='{x:.1}' cy='{y:.1}' r='{radius}' fill=\"{fill}\" stroke=\"var(--mark)\" stroke-width='2'>\
              <title>{name}: recall {:.4}, p95 {:.2} ms, {} queries</title></circle>",
             tried.recall, tried.p95_ms, tried.queries
         );
@@ -165,7 +172,8 @@ fn curve(generation: &Generation, measured: &RecallReport) -> String {
             let (anchor, x) = if x > WIDTH / 2.0 { ("end", x - 12.0) } else { ("start", x + 12.0) };
             let _ = writeln!(
                 svg,
-                "<text x={x:.1} y={:.1} text-anchor={anchor} fill=\"var(--ink)\">{name}</text>",
+                "<text x='{x:.1}' y='{:.1}' text-anchor='{anchor}' fill=\"var(--ink)\" stroke=\"var(--page)\" \
+                 stroke-width='4' paint-order='stroke'>{name}</text>",
                 y + 20.0
             );
         }
@@ -311,6 +319,12 @@ mod tests {
     fn points_stay_on_the_drawing() {
         let axis = Axis { from: 0.9, to: 1.0, start: HEIGHT - BOTTOM, end: TOP };
         assert_eq!((axis.at(0.9), axis.at(1.0)), (HEIGHT - BOTTOM, TOP));
-        assert_eq!(axis.labels().count(), LABELS + 1);
+        let labels = |from, to| {
+            let axis = Axis { from, to, ..axis };
+            axis.labels().map(|label| format!("{label:.3}")).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(0.9, 1.0), ["0.900", "0.920", "0.940", "0.960", "0.980", "1.000"]);
+        assert_eq!(labels(0.564, 1.0), ["0.600", "0.700", "0.800", "0.900", "1.000"]);
+        assert_eq!(labels(0.0, 19.7), ["0.000", "5.000", "10.000", "15.000"]);
     }
 }
