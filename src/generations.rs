@@ -29,7 +29,7 @@ impl Bank {
         Box::pin(async move { self.indexing().validate(built, &options).await })
     }
 
-    /// Builds and validates; with [`IndexKind::Auto`](crate::IndexKind::Auto) IVF_PQ is tried where HNSW is refused.
+    /// Builds and validates; with [`IndexKind::Auto`](crate::IndexKind::Auto) another kind is tried where one is refused.
     ///
     /// # Errors
     /// As [`Bank::build_index`] and [`Bank::validate`].

@@ -90,8 +90,8 @@ pub use housekeeping::{HousekeepingFailure, HousekeepingOptions, HousekeepingRep
 pub use id::{ChunkId, ContentHash, DocId, EmbedderId, GenerationId};
 pub use index::{
     Activation, BuildOptions, Built, FLAT_BELOW, Generation, GenerationState, HNSW_UP_TO, IndexKind, LiveRecall,
-    Optimisation, OptimiseReport, PointerChange, PointerMove, RecallReport, SliceReport, SpecOverrides, TriedSettings,
-    ValidateOptions, Validated, VerifyReport,
+    Optimisation, OptimiseReport, PointerChange, PointerMove, RQ_UP_TO, RecallReport, SliceReport, SpecOverrides,
+    TriedSettings, ValidateOptions, Validated, VerifyReport,
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use inspect::{BankStatus, EmbedderStatus, Failures};

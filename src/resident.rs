@@ -64,13 +64,17 @@ mod tests {
     fn memory_that_is_touched_between_start_and_finish_is_in_the_peak() {
         const BYTES: usize = 64 << 20;
         let before = status_bytes("VmRSS:").unwrap();
-        let watch = PeakWatch::start().unwrap();
+        let running = PeakWatch::start().unwrap();
         let touched = vec![1_u8; BYTES];
         // Held until the watch has ended, whose last look comes after it was asked to.
         let while_held = status_bytes("VmRSS:").unwrap();
-        let peak = watch.finish().unwrap();
+        let peak = running.finish().unwrap();
+        // Without the kernel's mark, which stands higher already where other tests have run.
+        let (stop, stopped) = channel();
+        drop(stop);
+        let seen = watch(&stopped);
         assert_eq!(touched.iter().map(|byte| u64::from(*byte)).sum::<u64>(), BYTES as u64);
         assert!(while_held >= before + (BYTES as u64) / 2, "{before} {while_held}");
-        assert!(peak >= while_held - (8 << 20), "{peak} {while_held}");
+        assert!(peak.min(seen) >= while_held - (8 << 20), "{peak} {seen} {while_held}");
     }
 }

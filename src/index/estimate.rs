@@ -14,9 +14,12 @@ const WORK_BYTES: u64 = 64 << 20;
 /// An exact search keeps one block of vectors and the queries.
 const FLAT_BYTES: u64 = 16 << 20;
 
-/// Quarters of the vectors' bytes that building a graph holds. Nine were measured over 50,000 × 384 and fewer; thirteen over
-/// 171,565 × 384, where lists were built after it in the same process.
+/// Quarters of the vectors' bytes that building a graph of codes holds. Five were measured over 110,000 × 384, nine over
+/// 50,000 × 384 and fewer; thirteen over 171,565 × 384, where lists were built after it in the same process.
 const GRAPH_QUARTERS: u64 = 13;
+
+/// The same for a graph of whole vectors: fifteen were measured over 110,000 × 384.
+const WHOLE_GRAPH_QUARTERS: u64 = 17;
 
 /// Bytes of one edge while the graph is built.
 const EDGE_BYTES: u64 = 24;
@@ -43,12 +46,18 @@ fn build_bytes(spec: Option<&IndexSpec>, rows: u64, dimension: usize, sample_rat
         IndexSpec::IvfFlat { .. } | IndexSpec::IvfPq { .. } | IndexSpec::IvfRq { .. } => {
             (vectors / 4).saturating_mul(LIST_QUARTERS)
         }
-        IndexSpec::Hnsw { edges, .. } | IndexSpec::HnswPq { edges, .. } | IndexSpec::HnswFlat { edges, .. } => {
-            let graph = rows.saturating_mul(*edges as u64).saturating_mul(EDGE_BYTES);
-            (vectors / 4).saturating_mul(GRAPH_QUARTERS).saturating_add(graph)
+        IndexSpec::Hnsw { edges, .. } | IndexSpec::HnswPq { edges, .. } => {
+            (vectors / 4).saturating_mul(GRAPH_QUARTERS).saturating_add(graph_bytes(rows, *edges))
+        }
+        IndexSpec::HnswFlat { edges, .. } => {
+            (vectors / 4).saturating_mul(WHOLE_GRAPH_QUARTERS).saturating_add(graph_bytes(rows, *edges))
         }
     };
     building.saturating_add(sample_bytes(spec, rows, dimension, sample_rate)).saturating_add(WORK_BYTES)
+}
+
+fn graph_bytes(rows: u64, edges: usize) -> u64 {
+    rows.saturating_mul(edges as u64).saturating_mul(EDGE_BYTES)
 }
 
 /// Bytes of the larger of two samples that are held one after the other: of the lists, and of the code words.

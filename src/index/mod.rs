@@ -34,7 +34,8 @@ pub use live::LiveRecall;
 pub use optimise::{Optimisation, OptimiseReport};
 pub use pointer::{PointerChange, PointerMove};
 pub use report::{RecallReport, SliceReport, TriedSettings};
-pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, SpecOverrides};
+use rules::second_choice;
+pub use rules::{FLAT_BELOW, HNSW_UP_TO, IndexKind, RQ_UP_TO, SpecOverrides};
 pub(crate) use sources::AskAnew;
 pub use validate::{ValidateOptions, Validated};
 pub use verify::VerifyReport;
@@ -78,18 +79,22 @@ impl Indexing {
         Ok(self.list().await?.into_iter().find(|generation| generation.state == GenerationState::Active))
     }
 
-    /// Builds and validates. Where the kind is left to us and a graph is refused, inverted lists get their turn: many nearly
-    /// equal texts make a graph fall apart, and do not trouble lists.
+    /// Builds and validates. Where the kind is left to us and one is refused, another one gets its turn.
     pub(crate) async fn build_validated(&self, build: BuildOptions, validate: &ValidateOptions) -> Result<Validated> {
-        let built = self.build(build).await?;
-        let has_second_choice = build.kind == IndexKind::Auto && built.kind() == "hnsw";
-        match self.validate(built, validate).await {
-            Err(refused @ Error::RecallTooLow { .. }) if has_second_choice => {
-                self.listener.report(Progress::Note(format!("{refused}; trying ivf-pq")));
-                let built = self.build(BuildOptions { kind: IndexKind::IvfPq, ..build }).await?;
-                self.validate(built, validate).await
+        let mut kind = build.kind;
+        loop {
+            let built = self.build(BuildOptions { kind, ..build }).await?;
+            let second = match build.kind {
+                IndexKind::Auto => second_choice(built.kind(), self.embeddings.dimension()),
+                _ => None,
+            };
+            match (self.validate(built, validate).await, second) {
+                (Err(refused @ Error::RecallTooLow { .. }), Some(second)) => {
+                    self.listener.report(Progress::Note(format!("{refused}; trying {}", second.label())));
+                    kind = second;
+                }
+                (finished, _) => return finished,
             }
-            finished => finished,
         }
     }
 

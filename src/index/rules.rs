@@ -5,8 +5,9 @@ use crate::store::IndexSpec;
 /// What to build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IndexKind {
-    /// By the number of rows: flat below [`FLAT_BELOW`], then HNSW up to [`HNSW_UP_TO`], then IVF_PQ; and IVF_PQ where a graph
-    /// does not reach the recall that is required.
+    /// By the number of rows: flat below [`FLAT_BELOW`], then IVF_RQ up to [`RQ_UP_TO`] where the dimension is a multiple of 8,
+    /// then HNSW up to [`HNSW_UP_TO`], then IVF_PQ. Where one does not reach the recall that is required, another one gets its
+    /// turn: after IVF_RQ lists of whole vectors, after a graph IVF_RQ, or IVF_PQ where the dimension forbids it.
     #[default]
     Auto,
     /// No index: every query looks at every vector.
@@ -44,6 +45,11 @@ impl IndexKind {
 /// Rows below which `auto` stays flat: an exact pass over 5,000 × 384 floats takes about a millisecond, less than a planned
 /// index query.
 pub const FLAT_BELOW: u64 = 5_000;
+
+/// Rows up to which `auto` takes lists of rotated vectors: at 110,000 × 384 they are built in an eighth of the time of a graph
+/// and answer as fast, even where a question looks into every list (`docs/benchmarks/index.md`). That grows with the rows, and
+/// a graph's search hardly does; where the two part is an estimate.
+pub const RQ_UP_TO: u64 = 250_000;
 
 /// Rows up to which `auto` takes one HNSW graph: at a million rows of 384 bytes the graph still fits the default cache.
 pub const HNSW_UP_TO: u64 = 1_000_000;
@@ -87,7 +93,7 @@ pub(super) fn spec_for(kind: IndexKind, rows: u64, dimension: usize, set: &SpecO
     let sub_vectors = set.sub_vectors.unwrap_or_else(|| sub_vectors(dimension, bits));
     Some(match kind {
         IndexKind::Flat => return None,
-        IndexKind::Auto => return spec_for(kind_for(rows), rows, dimension, set),
+        IndexKind::Auto => return spec_for(kind_for(rows, dimension), rows, dimension, set),
         IndexKind::IvfFlat => IndexSpec::IvfFlat { partitions },
         // Faiss samples 256 points per centroid.
         IndexKind::IvfPq => IndexSpec::IvfPq { partitions, sub_vectors, bits, sample_rate: 256, max_iterations: 50 },
@@ -99,12 +105,29 @@ pub(super) fn spec_for(kind: IndexKind, rows: u64, dimension: usize, set: &SpecO
 }
 
 /// What `auto` builds.
-fn kind_for(rows: u64) -> IndexKind {
+fn kind_for(rows: u64, dimension: usize) -> IndexKind {
     match rows {
         few if few < FLAT_BELOW => IndexKind::Flat,
-        some if some <= HNSW_UP_TO => IndexKind::Hnsw,
+        some if some <= RQ_UP_TO && can_rotate(dimension) => IndexKind::IvfRq,
+        more if more <= HNSW_UP_TO => IndexKind::Hnsw,
         _ => IndexKind::IvfPq,
     }
+}
+
+/// What `auto` builds where `refused` has too low a recall. Many nearly equal texts make a graph fall apart, and do not trouble
+/// lists; lists of whole vectors answer exactly if all of them are looked into.
+pub(super) fn second_choice(refused: &str, dimension: usize) -> Option<IndexKind> {
+    match refused {
+        "ivf-rq" => Some(IndexKind::IvfFlat),
+        "hnsw" if can_rotate(dimension) => Some(IndexKind::IvfRq),
+        "hnsw" => Some(IndexKind::IvfPq),
+        _ => None,
+    }
+}
+
+/// Eight signs make a byte of an `ivf-rq` code.
+fn can_rotate(dimension: usize) -> bool {
+    dimension.is_multiple_of(8)
 }
 
 /// √rows: the usual balance between looking at the centres and looking into lists, as Faiss advises up to a million rows.
@@ -127,12 +150,29 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn auto_moves_from_flat_to_graph_to_lists() {
-        let kind = |rows| spec_for(IndexKind::Auto, rows, 384, &SpecOverrides::default()).map(|s| s.label());
-        assert_eq!(
-            [kind(0), kind(4_999), kind(5_000), kind(1_000_000), kind(1_000_001)],
-            [None, None, Some("hnsw"), Some("hnsw"), Some("ivf-pq")]
-        );
+    fn auto_moves_from_flat_to_lists_of_few_bits_to_a_graph_to_lists_of_codes() {
+        let kind = |rows, dimension| {
+            spec_for(IndexKind::Auto, rows, dimension, &SpecOverrides::default()).map_or("flat", |spec| spec.label())
+        };
+        let kinds =
+            |dimension| [0, 4_999, 5_000, 250_000, 250_001, 1_000_000, 1_000_001].map(|rows| kind(rows, dimension));
+        assert_eq!(kinds(384), ["flat", "flat", "ivf-rq", "ivf-rq", "hnsw", "hnsw", "ivf-pq"]);
+        assert_eq!(kinds(100), ["flat", "flat", "hnsw", "hnsw", "hnsw", "hnsw", "ivf-pq"]);
+    }
+
+    #[test]
+    fn what_auto_builds_after_a_refusal_is_another_kind_and_ends() {
+        for dimension in [384, 100] {
+            for rows in [100, 10_000, 500_000, 2_000_000] {
+                let mut built = vec![
+                    spec_for(IndexKind::Auto, rows, dimension, &SpecOverrides::default()).map_or("flat", |s| s.label()),
+                ];
+                while let Some(next) = second_choice(built.last().unwrap(), dimension) {
+                    assert!(!built.contains(&next.label()), "{built:?}");
+                    built.push(next.label());
+                }
+            }
+        }
     }
 
     const KINDS: [IndexKind; 7] = [

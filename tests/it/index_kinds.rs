@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use embank::progress::{Cancel, Listener, Progress, Stage};
 use embank::{
-    Bank, BankOptions, BuildOptions, Error, GenerationState, Grouping, IndexKind, SearchOptions, ValidateOptions,
+    Bank, BankOptions, BuildOptions, Error, FaultEffect, Faults, GenerationState, Grouping, IndexKind, SearchOptions,
+    StoreOptions, ValidateOptions,
 };
 
 use crate::harness::{Place, build, sentence};
@@ -26,6 +28,9 @@ async fn answers(bank: &Bank) -> Vec<Vec<String>> {
     }
     all
 }
+
+/// Whether this is when a build is to be cancelled.
+type Moment = fn(&Progress) -> bool;
 
 /// Folders of indexes on the disk, whether the table knows of them or not.
 fn index_folders(place: &Place) -> Vec<PathBuf> {
@@ -69,13 +74,20 @@ async fn every_kind_is_built_answers_as_exact_search_does_and_leaves_its_record(
 async fn a_build_that_is_cancelled_leaves_no_file_and_a_record_that_says_so() {
     let place = Place::with_records(ROWS);
     drop(place.filled().await);
-    for (stage, kind) in
-        [(Stage::Train, IndexKind::IvfPq), (Stage::Build, IndexKind::IvfRq), (Stage::Build, IndexKind::Hnsw)]
-    {
+    fn begins(event: &Progress, begun: Stage) -> bool {
+        matches!(event, Progress::Started { stage, .. } if *stage == begun)
+    }
+    // In the last of these moments files are being written.
+    let moments: [(Moment, IndexKind); 3] = [
+        (|event| begins(event, Stage::Train), IndexKind::IvfPq),
+        (|event| begins(event, Stage::Build), IndexKind::Hnsw),
+        (|event| matches!(event, Progress::Note(note) if note.contains("merge partitions")), IndexKind::IvfRq),
+    ];
+    for (is_the_moment, kind) in moments {
         let cancel = Cancel::default();
         let asked = cancel.clone();
         let listener = Listener::new(move |event| {
-            if matches!(event, Progress::Started { stage: begun, .. } if begun == stage) {
+            if is_the_moment(&event) {
                 asked.cancel();
             }
         });
@@ -83,11 +95,47 @@ async fn a_build_that_is_cancelled_leaves_no_file_and_a_record_that_says_so() {
         let bank = Bank::open(place.bank_dir(), Arc::new(place.fake.clone()), options).await.unwrap();
         let stopped = bank.build_index(BuildOptions { kind, ..BuildOptions::default() }).await;
         assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
-        assert_eq!(index_folders(&place), Vec::<PathBuf>::new(), "{stage:?} of {kind:?}");
+        assert_eq!(index_folders(&place), Vec::<PathBuf>::new(), "{kind:?}");
         let record = bank.generations().await.unwrap().pop().unwrap();
         assert_eq!((record.state, record.error.as_deref()), (GenerationState::Failed, Some("cancelled")));
     }
     // What is finished is there, by the same look.
     let built = place.bank().await.build_index(BuildOptions { kind: IndexKind::IvfRq, ..Default::default() }).await;
     assert_eq!((built.is_ok(), index_folders(&place).len()), (true, 1));
+}
+
+/// A bank with vectors whose disk obeys `faults` from then on.
+async fn with_faults(place: &Place, faults: Faults) -> Bank {
+    let store = StoreOptions { faults, ..place.options().store };
+    let options = BankOptions { store, ..place.options() };
+    Bank::open(place.bank_dir(), Arc::new(place.fake.clone()), options).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_build_that_dies_shows_where_it_was_and_the_next_one_removes_its_files() {
+    let options = BuildOptions { kind: IndexKind::IvfRq, seed: Some(7), ..Default::default() };
+    let place = Place::with_records(300);
+    drop(place.filled().await);
+    let counted = Faults::counted();
+    drop(with_faults(&place, counted.clone()).await.build_index(options).await.unwrap());
+    let changes = counted.changes();
+    let change = |is: &dyn Fn(&str) -> bool| changes.iter().rposition(|change| is(change)).unwrap() as u64 + 1;
+    let recorded = change(&|change| change.contains("build: generation recorded"));
+    let last_file = change(&|change| change.contains("_indices/"));
+
+    for (at, state, left) in [(recorded, GenerationState::Training, 0), (last_file, GenerationState::Building, 1)] {
+        let place = Place::with_records(300);
+        drop(place.filled().await);
+        let dead = with_faults(&place, Faults::at(at, FaultEffect::Die)).await.build_index(options).await;
+        assert!(dead.is_err());
+        let bank = place.bank().await;
+        assert_eq!(bank.generations().await.unwrap().pop().unwrap().state, state);
+        assert_eq!(index_folders(&place).len(), left, "{state:?}");
+        place.clock.advance(Duration::from_secs(61));
+        let built = bank.build_index(options).await.unwrap();
+        drop(built);
+        let states: Vec<_> = bank.generations().await.unwrap().into_iter().map(|one| one.state).collect();
+        assert_eq!(states, [GenerationState::Failed, GenerationState::Validating]);
+        assert_eq!(index_folders(&place).len(), 1, "the new one's alone");
+    }
 }

@@ -128,7 +128,7 @@ async fn kills_between_any_two_commits_leave_nothing_lost_and_nothing_twice() {
     assert_eq!((got.cached, want.cached), (RECORDS as u64 + 1, RECORDS as u64 + 1));
     assert!(lives.asked <= got.cached + lives.in_flight, "{} asked, {} in flight", lives.asked, lives.in_flight);
     let active = got.active.unwrap();
-    assert_eq!((active.kind.as_str(), active.rows), ("hnsw", RECORDS as u64 + 2));
+    assert_eq!((active.kind.as_str(), active.rows), ("ivf-rq", RECORDS as u64 + 2));
     assert!(active.recall.unwrap().recall >= 0.95);
 }
 

@@ -49,7 +49,7 @@ impl From<FailureArg> for FailureKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KindArg {
-    /// By the number of rows: flat, then hnsw, then ivf-pq
+    /// By the number of rows: flat, then ivf-rq, then hnsw, then ivf-pq
     Auto,
     /// No index: every query looks at every vector
     Flat,
