@@ -5,7 +5,7 @@ EMBANK := $(TARGET)/release/embank
 DEMO   := $(TARGET)/demo-bank
 MODEL  := all-minilm-l6-v2
 
-.PHONY: help demo test torture eval setup build model lint deny fuzz bench-embed bench-pipeline bench-race
+.PHONY: help demo test torture eval setup build model lint deny fuzz bench-embed bench-pipeline bench-race bench-index
 
 help:
 	@echo "make demo   embed dev_data/docs with a real model, build an index, ask three questions"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint   format, clippy and rustdoc, as CI does"
 	@echo "make deny   licences, sources and advisories of the dependencies, by deny.toml"
 	@echo "make fuzz   every fuzz target for ten minutes, on stable Rust; SECONDS=60 for less"
+	@echo "make bench-index   every kind of index over 110,000 real sentences: docs/benchmarks/index.md"
 	@echo "make bench-pipeline | bench-embed | bench-race   the tables of docs/benchmarks; the last two fetch rivals from PyPI"
 
 setup:
@@ -66,3 +67,6 @@ bench-embed: model
 
 bench-race: model
 	"$$(scripts/bench-env.sh | tail -1)" benches/race/run.py --embank $(EMBANK)
+
+bench-index: model
+	python3 benches/index/run.py --embank $(EMBANK) --fresh
