@@ -27,7 +27,7 @@ pub(super) fn ladders(spec: &IndexSpec, fixed: &FixedSettings, k: usize) -> Vec<
     let shape = Shape::of(spec);
     let refines = match fixed.refine_factor {
         Some(factor) => vec![Some(factor)],
-        None if shape.is_quantised => [1, 2, 5, 10, 20].map(Some).to_vec(),
+        None if shape.is_quantised => [1, 2, 5, 10, 20, 50].map(Some).to_vec(),
         None => vec![None],
     };
     refines.into_iter().map(|refine| ladder(&shape, fixed, k, refine)).collect()
@@ -104,7 +104,7 @@ mod tests {
     fn rungs_of_all_ladders_correspond() {
         for spec in [LISTS, GRAPH] {
             let all = ladders(&spec, &FixedSettings::default(), 11);
-            assert_eq!(all.len(), 5);
+            assert_eq!(all.len(), 6);
             for (lower, higher) in all.iter().zip(all.iter().skip(1)) {
                 assert_eq!(lower.len(), higher.len());
                 for (a, b) in lower.iter().zip(higher) {

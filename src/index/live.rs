@@ -108,7 +108,7 @@ impl Indexing {
         // Another sample each time, and one that can be drawn again.
         let seed = active.seed.wrapping_add(snapshot.version());
         let drawn = self.draw_rows(snapshot, rows, seed, Sizes::FULL).await?;
-        let queries = self.with_truth(snapshot, None, rows, [drawn.tuning, drawn.verdict].concat(), k).await?;
+        let queries = self.with_truth(snapshot, rows, [drawn.tuning, drawn.verdict].concat(), k).await?;
         if queries.is_empty() {
             return Ok(None);
         }

@@ -8,13 +8,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Indexing;
-use super::slices::Slice;
+use super::slices::{DrawnSlice, Slice};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::exact::ExactSearch;
 use crate::id::GenerationId;
 use crate::progress::{Progress, Stage};
-use crate::store::{Filter, IndexQuery, QuerySettings, Snapshot};
+use crate::store::{CategorisedBatch, Filter, IndexQuery, QuerySettings, Snapshot};
 
 /// Queries that tuning measures with.
 pub(super) const TUNING: usize = 128;
@@ -102,9 +102,10 @@ impl Indexing {
     ) -> Result<ValidationQueries> {
         let drawn = self.draw(snapshot, rows, seed, until, Sizes::FULL).await?;
         let tuning = drawn.tuning.len();
-        let mut all = self.with_truth(snapshot, None, rows, [drawn.tuning, drawn.verdict].concat(), k).await?;
+        let slices = self.draw_slices(snapshot, rows, k, seed).await?;
+        let (mut all, slices) =
+            self.answered(snapshot, rows, [drawn.tuning, drawn.verdict].concat(), slices, k).await?;
         let verdict = all.split_off(tuning);
-        let slices = self.slices(snapshot, rows, k, seed).await?;
         Ok(ValidationQueries { tuning: all, verdict, source: drawn.source, is_sample: drawn.is_sample, slices })
     }
 
@@ -120,52 +121,99 @@ impl Indexing {
         let drawn = self.draw(snapshot, rows, seed, until, Sizes { tuning: 0, verdict: CHECKS }).await?;
         let mut asked = drawn.verdict;
         asked.truncate(CHECKS);
-        let verdict = self.with_truth(snapshot, None, rows, asked, k).await?;
+        let verdict = self.with_truth(snapshot, rows, asked, k).await?;
         Ok(ValidationQueries { verdict, source: drawn.source, ..ValidationQueries::default() })
     }
 
-    /// Finds the `k` true neighbours of each vector among the rows that meet the filter, in one pass over the snapshot.
+    /// Finds the `k` true neighbours of each vector, in one pass over the snapshot.
     pub(super) async fn with_truth(
         &self,
         snapshot: &Snapshot,
-        filter: Option<&Filter>,
         rows: u64,
         drawn: Vec<Drawn>,
         k: usize,
     ) -> Result<Vec<ValidationQuery>> {
-        let vectors: Vec<f32> = drawn.iter().flat_map(|one| one.vector.iter().copied()).collect();
-        // One more than k: the origin is among them and does not count.
-        let mut search = ExactSearch::new(&vectors, self.embeddings.dimension(), k + 1);
+        Ok(self.answered(snapshot, rows, drawn, Vec::new(), k).await?.0)
+    }
+
+    /// The same, and in the same pass the true neighbours of each slice's vectors among the rows of its category.
+    async fn answered(
+        &self,
+        snapshot: &Snapshot,
+        rows: u64,
+        drawn: Vec<Drawn>,
+        slices: Vec<DrawnSlice>,
+        k: usize,
+    ) -> Result<(Vec<ValidationQuery>, Vec<Slice>)> {
+        let mut truth = Truth::new(&drawn, &slices, self.embeddings.dimension(), k);
+        let categories = slices.iter().map(|slice| slice.category.clone()).collect();
         self.listener.report(Progress::Started { stage: Stage::GroundTruth, total: Some(rows) });
         let mut done = 0;
-        let mut batches = self.embeddings.vectors(snapshot, filter.cloned()).await?;
+        let mut batches = self.embeddings.categorised_vectors(snapshot, categories).await?;
         while let Some(batch) = batches.try_next().await? {
             self.cancel.check()?;
+            done += batch.categories.len() as u64;
             let fed = tokio::task::spawn_blocking(move || {
-                search.feed(&batch.row_ids, &batch.vectors);
-                (search, batch.row_ids.len() as u64)
+                truth.feed(&batch);
+                truth
             });
             let failed = |e| Error::Io { action: "search", path: self.store.root().into(), source: e };
-            let (fed, count) = fed.await.map_err(std::io::Error::from).map_err(failed)?;
-            search = fed;
-            done += count;
+            truth = fed.await.map_err(std::io::Error::from).map_err(failed)?;
             self.listener.report(Progress::Advanced { stage: Stage::GroundTruth, done });
         }
         self.listener.report(Progress::Finished { stage: Stage::GroundTruth });
-        let answered = drawn.into_iter().zip(search.finish());
-        Ok(answered
-            .map(|(Drawn { origin, vector }, mut found)| {
-                found.retain(|neighbour| Some(neighbour.row_id) != origin);
-                found.truncate(k);
-                ValidationQuery {
-                    origin,
-                    vector,
-                    radius: found.last().map_or(0.0, |last| last.distance),
-                    neighbours: found.iter().map(|neighbour| neighbour.row_id).collect(),
-                }
-            })
-            .collect())
+        let Truth { whole, within, .. } = truth;
+        let queries = answers(drawn, whole, k);
+        let slices = slices.into_iter().zip(within).map(|(mut slice, search)| {
+            let drawn = std::mem::take(&mut slice.drawn);
+            slice.answered(answers(drawn, search, k))
+        });
+        Ok((queries, slices.collect()))
     }
+}
+
+/// Exact searches that one pass answers: of all rows, and of the rows of each slice.
+struct Truth {
+    dimension: usize,
+    whole: ExactSearch,
+    within: Vec<ExactSearch>,
+}
+
+impl Truth {
+    fn new(drawn: &[Drawn], slices: &[DrawnSlice], dimension: usize, k: usize) -> Self {
+        // One more than k: the origin is among them and does not count.
+        let search = |drawn: &[Drawn]| {
+            let vectors: Vec<f32> = drawn.iter().flat_map(|one| one.vector.iter().copied()).collect();
+            ExactSearch::new(&vectors, dimension, k + 1)
+        };
+        Self { dimension, whole: search(drawn), within: slices.iter().map(|slice| search(&slice.drawn)).collect() }
+    }
+
+    fn feed(&mut self, batch: &CategorisedBatch) {
+        self.whole.feed(&batch.rows.row_ids, &batch.rows.vectors);
+        for (number, search) in self.within.iter_mut().enumerate() {
+            let rows = batch.rows.row_ids.iter().zip(batch.rows.vectors.chunks_exact(self.dimension.max(1)));
+            let of_it = rows.zip(&batch.categories).filter(|(_, category)| **category == Some(number));
+            let (row_ids, vectors): (Vec<u64>, Vec<&[f32]>) = of_it.map(|((row, vector), _)| (*row, vector)).unzip();
+            search.feed(&row_ids, &vectors.concat());
+        }
+    }
+}
+
+/// The vectors with what an exact search found for them.
+fn answers(drawn: Vec<Drawn>, search: ExactSearch, k: usize) -> Vec<ValidationQuery> {
+    let answered = drawn.into_iter().zip(search.finish());
+    let queries = answered.map(|(Drawn { origin, vector }, mut found)| {
+        found.retain(|neighbour| Some(neighbour.row_id) != origin);
+        found.truncate(k);
+        ValidationQuery {
+            origin,
+            vector,
+            radius: found.last().map_or(0.0, |last| last.distance),
+            neighbours: found.iter().map(|neighbour| neighbour.row_id).collect(),
+        }
+    });
+    queries.collect()
 }
 
 /// Fisher–Yates.

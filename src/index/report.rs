@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::confidence::{CONFIDENCE, Proven, prove};
 use super::recall::Measured;
+use super::slices::{LOOK_CONFIDENCE, Slice};
 use crate::store::QuerySettings;
 
 /// What validation measured. Fields that an earlier release did not write are 0, empty or false.
@@ -84,7 +85,7 @@ pub struct SliceReport {
     pub queries: usize,
     /// Mean recall@k of these.
     pub recall: f64,
-    /// What the true recall is not below, with 95 % confidence.
+    /// What the true recall is not below: with 97.5 % confidence, as there may be two looks.
     pub bound: f64,
     /// Whether the gate looks at it: it has enough rows for the queries to be a sample of them.
     pub gated: bool,
@@ -150,15 +151,15 @@ impl RecallReport {
 }
 
 impl SliceReport {
-    pub(super) fn new(category: &str, rows: u64, k: usize, gated: bool, measured: &Measured) -> Self {
-        let proven = prove(&measured.recalls, k, CONFIDENCE);
+    pub(super) fn new(slice: &Slice, k: usize, measured: &Measured) -> Self {
+        let proven = prove(&measured.recalls, k, LOOK_CONFIDENCE);
         Self {
-            category: category.to_owned(),
-            rows,
+            category: slice.category.clone(),
+            rows: slice.rows,
             queries: measured.recalls.len(),
             recall: proven.mean,
             bound: proven.lower,
-            gated,
+            gated: slice.is_gated,
             p95_ms: measured.percentile_ms(95),
         }
     }

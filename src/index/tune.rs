@@ -25,6 +25,9 @@ const SCOUTS: usize = 32;
 /// How sure tuning wants to be that the verdict, on other queries, will pass: what is refused by chance is built for nothing.
 const TUNING_CONFIDENCE: f64 = 0.95;
 
+/// Recall that scouts lack at most for all tuning queries to be worth asking: two standard errors of 32 queries at 0.95.
+const HOPELESS: f64 = 0.025;
+
 /// Settings that are measured with all tuning queries at most.
 const FINALISTS: usize = 6;
 
@@ -129,8 +132,26 @@ impl Tuning<'_> {
             let rung = ladders.last().map_or(0, |ladder| ladder.len().saturating_sub(1));
             candidates.push(Candidate { ladder: last, rung, p50_ms: 0.0 });
         }
-        let proven = self.best_of(candidates, ladders).await?;
+        let mut proven = self.best_of(candidates, ladders).await?;
+        if proven.is_none() {
+            proven = self.first_proven_top(ladders).await?;
+        }
         Ok(proven.or_else(|| highest_recall(&self.tried)).unwrap_or_default())
+    }
+
+    /// Where scouts were too hopeful everywhere: the first ladder whose top suffices. Better a dear setting than none.
+    async fn first_proven_top(&mut self, ladders: &[Vec<QuerySettings>]) -> Result<Option<QuerySettings>> {
+        for top in ladders.iter().filter_map(|ladder| ladder.last()) {
+            let is_known = self.tried.iter().find(|tried| tried.settings == *top);
+            // Measured in full already, or far off with a quarter of the queries.
+            if is_known.is_some_and(|tried| tried.queries > SCOUTS || tried.recall < self.mark - HOPELESS) {
+                continue;
+            }
+            if self.measure_in_full(top).await?.1 {
+                return Ok(Some(*top));
+            }
+        }
+        Ok(None)
     }
 
     /// The lowest rung below `below` whose scouts reach the mark.

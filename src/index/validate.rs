@@ -14,6 +14,7 @@ use super::ladder::FixedSettings;
 use super::queries::{ValidationQueries, ValidationQuery};
 use super::recall::{Measured, recall_of};
 use super::report::{RecallReport, SliceReport};
+use super::slices::{FIRST_LOOK, Slice};
 use super::tune::Tuned;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -146,9 +147,8 @@ impl Indexing {
             }
         };
         let tuning_seconds = began.elapsed().as_secs_f64() - truth_seconds;
-        let measured = self.measure_verdict(subject, &queries, &tuned.settings, options.k).await?;
+        let measured = self.measure_verdict(subject, &queries, &tuned.settings, options.k, options.min_recall).await?;
         let report = RecallReport {
-            required: options.min_recall,
             target: options.target(),
             tuning_queries: if subject.spec.is_some() { queries.tuning.len() } else { 0 },
             tried: tuned.tried,
@@ -176,10 +176,12 @@ impl Indexing {
         queries: &ValidationQueries,
         settings: &QuerySettings,
         k: usize,
+        required: f64,
     ) -> Result<RecallReport> {
         let Subject { id, snapshot, seed, at, .. } = *subject;
         let report = RecallReport {
             k,
+            required,
             query_source: queries.source.clone(),
             seed,
             dataset_version: snapshot.version(),
@@ -196,12 +198,31 @@ impl Indexing {
         let measured = self.measure(id, snapshot, &queries.verdict, settings, None).await?;
         let mut slices = Vec::with_capacity(queries.slices.len());
         for slice in &queries.slices {
-            let within = self.measure(id, snapshot, &slice.verdict, settings, Some(&slice.filter)).await?;
-            slices.push(SliceReport::new(&slice.category, slice.rows, k, slice.is_gated, &within));
+            slices.push(self.measure_slice(subject, slice, settings, required, k).await?);
         }
         let basis = if queries.is_sample { "a sample" } else { "every row there is" };
         let report = report.measured(&measured, neighbours(&queries.verdict), queries.is_sample);
         Ok(RecallReport { ground_truth: "exact search".into(), basis: basis.into(), slices, ..report })
+    }
+
+    /// Measures the recall within a category: with a few queries, and with all of them if these do not prove `required`.
+    async fn measure_slice(
+        &self,
+        subject: &Subject<'_>,
+        slice: &Slice,
+        settings: &QuerySettings,
+        required: f64,
+        k: usize,
+    ) -> Result<SliceReport> {
+        let Subject { id, snapshot, .. } = *subject;
+        let (first, rest) = slice.verdict.split_at(slice.verdict.len().min(FIRST_LOOK));
+        let report = |measured: &Measured| SliceReport::new(slice, k, measured);
+        let measured = self.measure(id, snapshot, first, settings, Some(&slice.filter)).await?;
+        if rest.is_empty() || report(&measured).bound >= required {
+            return Ok(report(&measured));
+        }
+        let more = self.measure(id, snapshot, rest, settings, Some(&slice.filter)).await?;
+        Ok(report(&measured.and(more)))
     }
 
     /// A flat generation is searched by our exact search; here it is held against the storage engine's own scan.

@@ -68,7 +68,8 @@ impl Indexing {
         if generation.spec.is_some() {
             self.embeddings.prewarm(&snapshot, id).await?;
         }
-        let measured = self.measure_verdict(&subject, &queries, &generation.settings, recorded.k).await?;
+        let measured =
+            self.measure_verdict(&subject, &queries, &generation.settings, recorded.k, recorded.required).await?;
         if measured.query_source != recorded.query_source {
             notes.push(format!(
                 "the queries are others: {}; they were {}",

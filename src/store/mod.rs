@@ -85,6 +85,7 @@ pub(crate) use passages::PassageReader;
 pub(crate) use repair::is_stale;
 pub use runs::RunRow;
 pub(crate) use runs::Runs;
+pub(crate) use snapshot::CategorisedBatch;
 pub(crate) use spend::SpendCell;
 pub(crate) use survey::Survey;
 pub(crate) use worker::WorkerId;

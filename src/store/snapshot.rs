@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -16,6 +17,14 @@ use crate::error::Result;
 
 /// Categories that are counted at most; one that first appears after so many others is not among the frequent ones.
 const CATEGORIES: usize = 4096;
+
+/// Vectors of consecutive rows, and which of the categories asked for each row has.
+#[derive(Clone, Debug)]
+pub(crate) struct CategorisedBatch {
+    pub(crate) rows: VectorBatch,
+    /// Positions in the list of categories; `None` for any other category.
+    pub(crate) categories: Vec<Option<usize>>,
+}
 
 /// One category of a snapshot.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +47,25 @@ impl Embeddings {
     /// The vectors of these rows; rows that are gone are left out.
     pub(crate) async fn vectors_of(&self, snapshot: &Snapshot, row_ids: &[u64]) -> Result<VectorBatch> {
         decode_vectors(self.table.name(), &self.take(snapshot, row_ids, &[VECTOR]).await?)
+    }
+
+    /// All vectors of a snapshot, streamed with their row ids, and which of `wanted` their category is.
+    pub(crate) async fn categorised_vectors(
+        &self,
+        snapshot: &Snapshot,
+        wanted: Vec<String>,
+    ) -> Result<BoxStream<'static, Result<CategorisedBatch>>> {
+        let scan = Scan { row_ids: true, ..Scan::columns(&[VECTOR, "category"]) };
+        let name = self.table.name().to_owned();
+        let batches = self.table.scan_version(&snapshot.0, scan).await?;
+        let decoded = batches.map(move |batch| {
+            let batch = batch?;
+            let texts = Rows::new(&name, &batch).texts("category")?;
+            let place = |row| wanted.iter().position(|category| category == texts.value(row));
+            let categories = (0..batch.num_rows()).map(place).collect();
+            Ok(CategorisedBatch { rows: decode_vectors(&name, &batch)?, categories })
+        });
+        Ok(decoded.boxed())
     }
 
     /// The `most` categories with most rows, the most frequent first, and a sample of `wanted` rows of each.
