@@ -1,10 +1,13 @@
 //! Time as a parameter: leases, back-off and timestamps read a [`Clock`], so that tests move time instead of sleeping.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use tokio::sync::watch;
+
+/// Longest time that is slept at once: a machine that was suspended, or whose clock was set, is noticed after that.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// A moment: microseconds since the Unix epoch, UTC. What the tables store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,7 +43,7 @@ impl Timestamp {
 
 /// Where the present moment comes from.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Option<Arc<AtomicI64>>);
+pub struct Clock(Option<Arc<watch::Sender<i64>>>);
 
 impl Clock {
     /// The machine's clock.
@@ -50,21 +53,37 @@ impl Clock {
 
     /// A clock that stands still until [`Clock::advance`] moves it.
     pub fn manual(start: Timestamp) -> Self {
-        Self(Some(Arc::new(AtomicI64::new(start.0))))
+        Self(Some(Arc::new(watch::Sender::new(start.0))))
     }
 
     /// The present moment.
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             None => Timestamp(Utc::now().timestamp_micros()),
-            Some(at) => Timestamp(at.load(Ordering::SeqCst)),
+            Some(at) => Timestamp(*at.borrow()),
         }
     }
 
     /// Moves a manual clock; the machine's clock stays as it is.
     pub fn advance(&self, by: Duration) {
         if let Some(at) = &self.0 {
-            at.store(Timestamp(at.load(Ordering::SeqCst)).plus(by).0, Ordering::SeqCst);
+            at.send_modify(|now| *now = Timestamp(*now).plus(by).0);
+        }
+    }
+
+    /// Returns once that moment has come; a manual clock must be moved there by somebody else.
+    pub(crate) async fn sleep_until(&self, moment: Timestamp) {
+        if let Some(at) = &self.0 {
+            // The sender lives as long as `self`, so waiting cannot fail.
+            let _ = at.subscribe().wait_for(|now| *now >= moment.0).await;
+            return;
+        }
+        loop {
+            let left = moment.since(self.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::backfill::{Backfill, BackfillOptions, BackfillReport};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::embed::{Embedder, Estimate};
 use crate::error::{Error, Result};
 use crate::id::EmbedderId;
@@ -291,9 +291,34 @@ impl Bank {
         }
     }
 
+    /// The request to stop that this handle was opened with.
+    pub(crate) fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+
     fn row_shape(&self) -> RowShape {
         let identity = self.embedder.identity();
         RowShape { dimension: identity.dimension, max_tokens: identity.max_tokens }
+    }
+
+    /// Leaves a row about a run that has ended.
+    pub(crate) async fn note_run(
+        &self,
+        kind: &str,
+        started_at: Timestamp,
+        outcome: &str,
+        report: String,
+    ) -> Result<()> {
+        let row = RunRow {
+            id: uuid::Uuid::now_v7().to_string(),
+            kind: kind.to_owned(),
+            started_at,
+            ended_at: self.store.clock().now(),
+            outcome: outcome.to_owned(),
+            report,
+        };
+        self.store.runs.append(&row).await?;
+        self.store.acknowledge().await
     }
 
     /// Runs a step and leaves a row about it, unless it was idle: repeating a step changes nothing.
@@ -310,20 +335,9 @@ impl Bank {
             Ok(report) => ("done", serde_json::json!(report).to_string()),
             Err(error) => ("failed", serde_json::json!({ "error": error.to_string() }).to_string()),
         };
-        let row = RunRow {
-            id: uuid::Uuid::now_v7().to_string(),
-            kind: kind.to_owned(),
-            started_at,
-            ended_at: self.store.clock().now(),
-            outcome: outcome.to_owned(),
-            report,
-        };
-        let recorded = async {
-            self.store.runs.append(&row).await?;
-            self.store.acknowledge().await
-        };
+        let noted = self.note_run(kind, started_at, outcome, report).await;
         // Where the step has failed the row may fail for the same reason, and the step's error says more.
-        match (recorded.await, &result) {
+        match (noted, &result) {
             (Err(error), Ok(_)) => return Err(error),
             (Err(error), Err(_)) => tracing::warn!(%error, "the failed run is not on record"),
             (Ok(()), _) => {}

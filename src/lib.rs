@@ -95,7 +95,10 @@ pub use index::{
 };
 pub use ingest::{ChunkOptions, IngestOptions, IngestReport, Prune, RecordFields, SkipReason, Skipped};
 pub use inspect::{BankStatus, EmbedderStatus, Failures};
-pub use schedule::{IndexOutcome, OnDrift, RebuildPolicy, Remeasure, RenewOptions, SyncOptions, SyncReport};
+pub use schedule::{
+    CronSchedule, IndexOutcome, OnDrift, RebuildPolicy, Remeasure, RenewOptions, ScheduleOptions, Scheduler,
+    SyncOptions, SyncReport, TickOutcome, TickReport,
+};
 pub use search::{Grouping, Hit, QueryLogging, SearchFilter, SearchOptions, SearchResult};
 pub use status::{ChunkEvent, ChunkState, MAX_ATTEMPTS, retry_at, transition};
 pub use store::{

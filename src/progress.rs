@@ -1,7 +1,8 @@
 //! Progress and cancellation as values. The library never prints: it reports [`Progress`] to whoever listens.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
 
 use crate::error::{Error, Result};
 
@@ -92,18 +93,30 @@ impl std::fmt::Debug for Listener {
 }
 
 /// A request to stop, shared by clones. Steps look at it between units of work, finish what is in hand, and return.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+#[derive(Clone, Debug)]
+pub struct Cancel(Arc<watch::Sender<bool>>);
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
 
 impl Cancel {
     /// Asks to stop.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.send_replace(true);
     }
 
     /// Whether stopping was asked for.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        *self.0.borrow()
+    }
+
+    /// Returns once stopping was asked for.
+    pub async fn cancelled(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = self.0.subscribe().wait_for(|asked| *asked).await;
     }
 
     /// [`Error::Cancelled`] once stopping was asked for.

@@ -50,9 +50,9 @@ pub struct SyncReport {
 }
 
 impl SyncReport {
-    /// Whether it found nothing to do.
+    /// Whether it found nothing to do, tidying aside.
     pub fn is_idle(&self) -> bool {
-        self.ingest.is_idle() && self.backfill.is_idle() && self.index.is_idle() && self.housekeeping.is_none()
+        self.ingest.is_idle() && self.backfill.is_idle() && self.index.is_idle()
     }
 }
 

@@ -21,6 +21,9 @@ use crate::error::{Error, Result};
 /// Where the lease stands in `meta`.
 pub(crate) const KEY: &str = "lease/maintenance";
 
+/// Where the lease of scheduled steps stands. One of its own: the stages of a step take that of maintenance themselves.
+pub(crate) const SCHEDULE_KEY: &str = "lease/schedule";
+
 /// How long the lease holds without renewal: long enough for a stalled disk, short enough to wait for.
 const LEASE: Duration = Duration::from_secs(60);
 /// Three renewals fit into one lease, so that two may fail.
@@ -42,6 +45,7 @@ impl Holder {
 /// The lease, held until dropped.
 #[derive(Debug)]
 pub(crate) struct MaintenanceLease {
+    key: &'static str,
     meta: Meta,
     clock: Clock,
     owner: String,
@@ -55,22 +59,30 @@ impl MaintenanceLease {
     /// # Errors
     /// [`Error::Busy`] while another worker holds it.
     pub(crate) async fn acquire(meta: &Meta, clock: &Clock, purpose: &str) -> Result<Self> {
+        Self::acquire_at(KEY, meta, clock, purpose).await
+    }
+
+    /// Takes the lease that stands under `key`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another worker holds it.
+    pub(crate) async fn acquire_at(key: &'static str, meta: &Meta, clock: &Clock, purpose: &str) -> Result<Self> {
         let owner = WorkerId::new().to_string();
         let now = clock.now();
-        let current = meta.get(KEY).await?;
+        let current = meta.get(key).await?;
         if let Some(holder) = current.as_deref().and_then(parse)
             && !holder.is_gone(now)
         {
             return Err(busy(&holder));
         }
         let mine = hold(&owner, now, purpose);
-        if !meta.compare_and_set(KEY, current.as_deref(), &mine, now).await? {
-            let winner = meta.get(KEY).await?.as_deref().and_then(parse);
+        if !meta.compare_and_set(key, current.as_deref(), &mine, now).await? {
+            let winner = meta.get(key).await?.as_deref().and_then(parse);
             let unknown = Holder { owner: String::new(), until: now.0, purpose: "another process".into() };
             return Err(busy(&winner.unwrap_or(unknown)));
         }
-        let renewal = tokio::spawn(renew(meta.clone(), clock.clone(), owner.clone(), purpose.to_owned()));
-        Ok(Self { meta: meta.clone(), clock: clock.clone(), owner, purpose: purpose.to_owned(), renewal })
+        let renewal = tokio::spawn(renew(key, meta.clone(), clock.clone(), owner.clone(), purpose.to_owned()));
+        Ok(Self { key, meta: meta.clone(), clock: clock.clone(), owner, purpose: purpose.to_owned(), renewal })
     }
 
     /// Fails if somebody else has taken the lease over.
@@ -78,7 +90,7 @@ impl MaintenanceLease {
     /// # Errors
     /// [`Error::LeaseLost`].
     pub(crate) async fn check(&self) -> Result<()> {
-        match self.meta.get(KEY).await? {
+        match self.meta.get(self.key).await? {
             Some(current) if self.is_ours(&current) => Ok(()),
             _ => Err(self.lost()),
         }
@@ -91,7 +103,7 @@ impl MaintenanceLease {
     /// [`Error::LeaseLost`]; nothing was changed then.
     pub(crate) async fn compare_and_set(&self, key: &str, expected: &str, value: &str) -> Result<bool> {
         let holds = |current: &str| self.is_ours(current);
-        let guard = Guard { key: KEY, holds: &holds };
+        let guard = Guard { key: self.key, holds: &holds };
         match self.meta.compare_and_set_guarded(key, expected, value, guard, self.clock.now()).await? {
             Guarded::Set => Ok(true),
             Guarded::Changed => Ok(false),
@@ -112,7 +124,7 @@ impl MaintenanceLease {
     /// Gives the lease back and waits until that is written.
     pub(crate) async fn release(self) -> Result<()> {
         self.renewal.abort();
-        give_back(&self.meta, &self.clock, &self.owner).await
+        give_back(self.key, &self.meta, &self.clock, &self.owner).await
     }
 }
 
@@ -121,33 +133,34 @@ impl Drop for MaintenanceLease {
         self.renewal.abort();
         // After an error, or a cancelled future: nobody waits for this, and if it fails the lease runs out by itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let key = self.key;
             let (meta, clock, owner) = (self.meta.clone(), self.clock.clone(), self.owner.clone());
-            runtime.spawn(async move { give_back(&meta, &clock, &owner).await });
+            runtime.spawn(async move { give_back(key, &meta, &clock, &owner).await });
         }
     }
 }
 
-async fn renew(meta: Meta, clock: Clock, owner: String, purpose: String) {
+async fn renew(key: &'static str, meta: Meta, clock: Clock, owner: String, purpose: String) {
     loop {
         tokio::time::sleep(RENEWAL).await;
-        let Ok(Some(current)) = meta.get(KEY).await else { continue };
+        let Ok(Some(current)) = meta.get(key).await else { continue };
         if parse(&current).is_none_or(|holder| holder.owner != owner) {
-            tracing::warn!("the maintenance lease was taken over");
+            tracing::warn!(key, "the lease was taken over");
             return;
         }
         let now = clock.now();
-        if let Err(error) = meta.compare_and_set(KEY, Some(&current), &hold(&owner, now, &purpose), now).await {
-            tracing::warn!(%error, "the maintenance lease could not be renewed");
+        if let Err(error) = meta.compare_and_set(key, Some(&current), &hold(&owner, now, &purpose), now).await {
+            tracing::warn!(key, %error, "the lease could not be renewed");
         }
     }
 }
 
-async fn give_back(meta: &Meta, clock: &Clock, owner: &str) -> Result<()> {
-    if let Some(current) = meta.get(KEY).await?
+async fn give_back(key: &'static str, meta: &Meta, clock: &Clock, owner: &str) -> Result<()> {
+    if let Some(current) = meta.get(key).await?
         && parse(&current).is_some_and(|holder| holder.owner == owner && holder.until > 0)
     {
         let free = Holder { owner: owner.to_owned(), until: 0, purpose: String::new() };
-        meta.compare_and_set(KEY, Some(&current), &render(&free), clock.now()).await?;
+        meta.compare_and_set(key, Some(&current), &render(&free), clock.now()).await?;
     }
     Ok(())
 }

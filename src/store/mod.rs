@@ -95,6 +95,7 @@ use crate::error::{Error, Result};
 use crate::id::{ChunkId, EmbedderId};
 use crate::memory::MemoryLimit;
 use durability::Disk;
+use lease::SCHEDULE_KEY;
 use opening::Tables;
 use rows::Rows;
 use survey::IdDigest;
@@ -294,6 +295,11 @@ impl Store {
     /// Takes the maintenance lease; see [`MaintenanceLease::acquire`].
     pub(crate) async fn maintenance_lease(&self, purpose: &str) -> Result<MaintenanceLease> {
         MaintenanceLease::acquire(&self.meta, &self.clock, purpose).await
+    }
+
+    /// Takes the lease of scheduled steps.
+    pub(crate) async fn schedule_lease(&self, purpose: &str) -> Result<MaintenanceLease> {
+        MaintenanceLease::acquire_at(SCHEDULE_KEY, &self.meta, &self.clock, purpose).await
     }
 
     /// All tables, by name.

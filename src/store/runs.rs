@@ -15,13 +15,13 @@ use crate::error::Result;
 pub struct RunRow {
     /// A UUID (v7: sorts by time).
     pub id: String,
-    /// `ingest`, `backfill`, `build`, `sync`.
+    /// `ingest`, `backfill`, `index`, `schedule`.
     pub kind: String,
     /// When it began.
     pub started_at: Timestamp,
     /// When it ended.
     pub ended_at: Timestamp,
-    /// `done`, `cancelled` or `failed`.
+    /// `done` or `failed`; of a scheduled step also `idle`, `refused`, `busy` or `cancelled`.
     pub outcome: String,
     /// Its report, JSON.
     pub report: String,

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use embank::embed::{Embedded, Embedder, EmbedderIdentity, FakeEmbedder, TextKind, TokenCounter};
 use embank::progress::{Listener, Progress};
 use embank::{
-    BackfillOptions, Bank, BankOptions, BuildOptions, DoctorOptions, Error, FaultEffect, Faults, Grouping,
-    HousekeepingOptions, IndexKind, IndexOutcome, Remeasure, SearchOptions, SpecOverrides, StoreOptions, SyncOptions,
-    SyncReport, ValidateOptions,
+    BackfillOptions, Bank, BankOptions, BuildOptions, CronSchedule, DoctorOptions, Error, FaultEffect, Faults,
+    Grouping, HousekeepingOptions, IndexKind, IndexOutcome, ScheduleOptions, Scheduler, SearchOptions, SpecOverrides,
+    StoreOptions, SyncOptions, SyncReport, ValidateOptions,
 };
 
 use crate::harness::{Place, sentence};
@@ -204,7 +204,6 @@ fn brittle() -> SyncOptions {
     SyncOptions {
         build: BuildOptions { kind: IndexKind::IvfPq, overrides, seed: Some(7) },
         validate: ValidateOptions { nprobes: Some(4), refine_factor: Some(3), ..ValidateOptions::default() },
-        remeasure: Remeasure::WhereChanged,
         ..SyncOptions::default()
     }
 }
@@ -215,7 +214,7 @@ fn write_foreign(place: &Place, count: usize) {
 }
 
 #[tokio::test]
-async fn rows_of_another_kind_lower_live_recall_and_the_next_step_builds_anew() {
+async fn rows_of_another_kind_lower_live_recall_and_the_next_night_builds_anew() {
     let place = Place::empty();
     write_records(&place, "old", 0..ROWS);
     let said: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -227,23 +226,31 @@ async fn rows_of_another_kind_lower_live_recall_and_the_next_step_builds_anew() 
     });
     let options = BankOptions { listener, ..place.options() };
     let bank = Bank::open_or_create(place.bank_dir(), Arc::new(TwoWorlds::new()), options).await.unwrap();
-    let sync = async || -> SyncReport { bank.sync(&[place.docs()], brittle()).await.unwrap() };
+    let cron = CronSchedule::parse("0 3 * * *", Some("UTC")).unwrap();
+    let nightly = ScheduleOptions { sources: vec![place.docs()], sync: brittle(), ..ScheduleOptions::new(cron) };
+    let mut scheduler = Scheduler::new(bank.clone(), nightly).await.unwrap();
+    let mut night = async || -> SyncReport {
+        place.clock.advance(std::time::Duration::from_secs(24 * 3600));
+        let tick = scheduler.tick_if_due().await.unwrap().unwrap();
+        assert_eq!(tick.error, None);
+        *tick.step.unwrap()
+    };
 
-    let IndexOutcome::Activated { generation: first, recall, .. } = sync().await.index else { panic!("not built") };
+    let IndexOutcome::Activated { generation: first, recall, .. } = night().await.index else { panic!("not built") };
     assert!(recall.recall >= 0.95, "{recall:?}");
     assert!(
-        matches!(sync().await.index, IndexOutcome::Kept { live: None, .. }),
+        matches!(night().await.index, IndexOutcome::Kept { live: None, .. }),
         "nothing changed, nothing is measured"
     );
 
     // Searched flat, they cost nothing.
     write_foreign(&place, 40);
-    let IndexOutcome::Kept { live: Some(live), .. } = sync().await.index else { panic!("not measured") };
+    let IndexOutcome::Kept { live: Some(live), .. } = night().await.index else { panic!("not measured") };
     assert!(!live.is_low() && live.newer == 40, "{live:?}");
-    assert!(matches!(sync().await.index, IndexOutcome::Kept { live: Some(again), .. } if again == live));
+    assert!(matches!(night().await.index, IndexOutcome::Kept { live: Some(again), .. } if again == live));
 
     write_foreign(&place, 200);
-    let report = sync().await;
+    let report = night().await;
     let IndexOutcome::Optimised { generation, live: Some(live), .. } = &report.index else { panic!("{report:?}") };
     assert!(*generation == first && live.is_low() && live.newer == 0, "{live:?}");
     assert!(report.warnings[0].starts_with("recall@10 has fallen to 0."), "{:?}", report.warnings);
@@ -251,11 +258,11 @@ async fn rows_of_another_kind_lower_live_recall_and_the_next_step_builds_anew() 
     assert!(said.lock().unwrap().iter().any(warned), "{:?}", said.lock().unwrap());
     assert!(bank.status().await.unwrap().active.unwrap().live.last().is_some_and(embank::LiveRecall::is_low));
 
-    let report = sync().await;
+    let report = night().await;
     let IndexOutcome::Activated { generation, rows, reason, recall, .. } = report.index else { panic!("{report:?}") };
     assert!(generation != first && rows == (ROWS + 200) as u64, "{reason}");
     assert!(reason.starts_with("recall@10 has fallen to 0.") && recall.recall >= 0.95, "{reason}, {recall:?}");
-    assert!(matches!(sync().await.index, IndexOutcome::Kept { .. }));
+    assert!(matches!(night().await.index, IndexOutcome::Kept { .. }));
 }
 
 async fn open(bank: &Path, place: &Place, faults: Faults) -> embank::Result<Bank> {

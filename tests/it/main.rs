@@ -39,5 +39,6 @@ mod remote;
 mod remote_bank;
 mod remote_server;
 mod resources;
+mod schedule;
 mod search;
 mod search_load;

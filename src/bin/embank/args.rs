@@ -82,6 +82,10 @@ pub struct Global {
 pub enum Command {
     /// Bring the bank up to date: ingest, embed, and renew the index if needed
     Sync(SyncArgs),
+    /// Do so on a schedule, in the foreground, until Ctrl-C or SIGTERM
+    Schedule(ScheduleArgs),
+    /// Renew the index: fold newer rows in, or build, validate and activate a new one
+    Rebuild(RebuildArgs),
     /// Read documents and cut them into chunks
     Ingest(IngestArgs),
     /// Embed the chunks that have no vector yet
@@ -124,24 +128,64 @@ pub struct SyncArgs {
     /// Folders or files
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+    /// Repeat after each pause until Ctrl-C, e.g. `90s`, `30m`, `1h`, `1d`
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub every: Option<Duration>,
+    #[command(flatten)]
+    pub step: StepFlags,
+    // Last: the heading of flattened flags holds for all that follow.
+    #[command(flatten)]
+    pub ingest: IngestFlags,
+}
+
+/// What one step embeds and builds.
+#[derive(Args, Debug, Default)]
+pub struct StepFlags {
     /// The index to build when one is due [default: auto]
     #[arg(long, value_name = "KIND")]
     pub kind: Option<KindArg>,
     /// The recall@10 that a new index must reach, 0 to 1 [default: 0.95]
     #[arg(long, value_name = "SHARE", value_parser = fraction)]
     pub min_recall: Option<f64>,
-    /// Repeat after each pause until Ctrl-C, e.g. `90s`, `30m`, `1h`, `1d`
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub every: Option<Duration>,
     /// Embed at most so many chunks in one step [default: all; 50000 with --every, whose next step then follows at once]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
     /// After this time others take over what a worker has claimed that stopped without a sign [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub lease: Option<Duration>,
-    // Last: the heading of flattened flags holds for all that follow.
+}
+
+#[derive(Args, Debug)]
+pub struct ScheduleArgs {
+    /// When: minute, hour, day of month, month and day of week, e.g. `0 3 * * *`
+    #[arg(long, value_name = "EXPRESSION")]
+    pub cron: String,
+    /// The time zone of the expression, e.g. Europe/Berlin [default: the machine's]
+    #[arg(long, value_name = "NAME")]
+    pub timezone: Option<String>,
+    /// Folders or files to ingest; without any, only what is in the bank is seen to
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub sync: Vec<PathBuf>,
+    /// Put each run off by a random time of at most so much, e.g. `5m`
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub jitter: Option<Duration>,
+    #[command(flatten)]
+    pub step: StepFlags,
     #[command(flatten)]
     pub ingest: IngestFlags,
+}
+
+#[derive(Args, Debug)]
+pub struct RebuildArgs {
+    /// Only if the policy says so ([rebuild] in embank.toml); measures the index again where anything has changed
+    #[arg(long)]
+    pub if_needed: bool,
+    /// The index to build [default: auto]
+    #[arg(long, value_name = "KIND")]
+    pub kind: Option<KindArg>,
+    /// The recall@10 that a new index must reach, 0 to 1 [default: 0.95]
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
+    pub min_recall: Option<f64>,
 }
 
 #[derive(Args, Debug)]

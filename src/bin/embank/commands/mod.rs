@@ -12,6 +12,7 @@ mod model;
 mod recall_page;
 mod recall_plot;
 mod report;
+mod schedule;
 mod search;
 mod stages;
 mod switch;
@@ -27,6 +28,8 @@ use crate::session::Session;
 pub async fn run(session: &Session, command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Sync(args) => sync::run(session, args).await,
+        Command::Schedule(args) => schedule::run(session, args).await,
+        Command::Rebuild(args) => schedule::rebuild(session, args).await,
         Command::Ingest(args) => stages::ingest(session, args).await,
         Command::Backfill(args) => stages::backfill(session, args).await,
         Command::Index(command) => index::run(session, command).await,

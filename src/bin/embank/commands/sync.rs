@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 
 use super::report;
 use crate::Exit;
-use crate::args::SyncArgs;
+use crate::args::{IngestFlags, StepFlags, SyncArgs};
 use crate::interrupt::STOPPED;
 use crate::output::seconds;
 use crate::session::Session;
@@ -22,9 +22,9 @@ pub async fn run(session: &Session, args: SyncArgs) -> anyhow::Result<Exit> {
     }
     let mut bank = session.open_or_create().await?;
     let Some(pause) = args.every else {
-        return Ok(tick(session, &bank, &args, args.limit).await?.exit);
+        return Ok(tick(session, &bank, &args, args.step.limit).await?.exit);
     };
-    let limit = args.limit.unwrap_or(CHUNKS_PER_STEP);
+    let limit = args.step.limit.unwrap_or(CHUNKS_PER_STEP);
     // What is wrong at once is wrong with the command; what goes wrong later may pass.
     let mut last = tick(session, &bank, &args, Some(limit)).await?;
     loop {
@@ -79,16 +79,7 @@ struct Tick {
 }
 
 async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64>) -> anyhow::Result<Tick> {
-    let defaults = BackfillOptions::default();
-    let options = SyncOptions {
-        ingest: session.settings().ingest(&args.ingest),
-        backfill: BackfillOptions { limit, lease: args.lease.unwrap_or(defaults.lease), ..defaults },
-        build: BuildOptions { kind: session.settings().kind(args.kind), ..BuildOptions::default() },
-        validate: session.settings().validation(args.min_recall),
-        policy: session.settings().policy(),
-        housekeeping: session.settings().housekeeping(),
-        ..SyncOptions::default()
-    };
+    let options = options(session, &args.step, &args.ingest, limit);
     let backfill = options.backfill;
     let report = bank.sync(&args.paths, options).await?;
     let next = if report.cancelled { None } else { fill_next(session, bank, backfill).await? };
@@ -123,6 +114,20 @@ async fn tick(session: &Session, bank: &Bank, args: &SyncArgs, limit: Option<u64
     Ok(Tick { exit: exit(&report, args), stopped: report.cancelled, more: limit.is_some_and(|limit| worked >= limit) })
 }
 
+/// What a step does, with what the flags say.
+pub fn options(session: &Session, step: &StepFlags, ingest: &IngestFlags, limit: Option<u64>) -> SyncOptions {
+    let (settings, defaults) = (session.settings(), BackfillOptions::default());
+    SyncOptions {
+        ingest: settings.ingest(ingest),
+        backfill: BackfillOptions { limit, lease: step.lease.unwrap_or(defaults.lease), ..defaults },
+        build: BuildOptions { kind: settings.kind(step.kind), ..BuildOptions::default() },
+        validate: settings.validation(step.min_recall),
+        policy: settings.policy(),
+        housekeeping: settings.housekeeping(),
+        ..SyncOptions::default()
+    }
+}
+
 fn exit(report: &SyncReport, args: &SyncArgs) -> Exit {
     let skipped = args.ingest.strict && report.ingest.skipped_count > 0;
     match report.index {
@@ -133,6 +138,7 @@ fn exit(report: &SyncReport, args: &SyncArgs) -> Exit {
     }
 }
 
+/// What became of the index.
 pub async fn index_line(bank: &Bank, outcome: &IndexOutcome) -> anyhow::Result<String> {
     Ok(match outcome {
         IndexOutcome::Nothing => "nothing to index".to_owned(),
