@@ -16,7 +16,8 @@ impl Bank {
     /// Builds the next index generation. It serves nothing before it is validated and activated.
     ///
     /// # Errors
-    /// [`Error::Busy`], [`Error::CannotBuild`], [`Error::Cancelled`].
+    /// [`Error::Busy`](crate::Error::Busy), [`Error::CannotBuild`](crate::Error::CannotBuild),
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
     pub fn build_index(&self, options: BuildOptions) -> Pending<'_, Built> {
         Box::pin(async move { self.indexing().build(options).await })
     }
@@ -24,7 +25,7 @@ impl Bank {
     /// Measures the recall of a built generation and lets it pass, or not.
     ///
     /// # Errors
-    /// [`Error::RecallTooLow`]: the active generation stays what it was.
+    /// [`Error::RecallTooLow`](crate::Error::RecallTooLow): the active generation stays what it was.
     pub fn validate(&self, built: Built, options: ValidateOptions) -> Pending<'_, Validated> {
         Box::pin(async move { self.indexing().validate(built, &options).await })
     }
@@ -41,8 +42,9 @@ impl Bank {
     /// queries; `options.min_recall` must be reached, and is what is aimed at. Search uses them from then on.
     ///
     /// # Errors
-    /// [`Error::RecallTooLow`] where no setting suffices: it is searched as before; [`Error::WrongState`],
-    /// [`Error::Busy`].
+    /// [`Error::RecallTooLow`](crate::Error::RecallTooLow) where no setting suffices: it is searched as before;
+    /// [`Error::WrongState`](crate::Error::WrongState),
+    /// [`Error::Busy`](crate::Error::Busy).
     pub fn tune<'a>(&'a self, id: &'a GenerationId, options: ValidateOptions) -> Pending<'a, Generation> {
         Box::pin(async move { self.indexing().retune(id, &options).await })
     }
@@ -50,7 +52,7 @@ impl Bank {
     /// Measures the recall of a generation again, from what its record says, and compares. Changes nothing.
     ///
     /// # Errors
-    /// [`Error::WrongState`] for a generation that did not pass or whose index is gone.
+    /// [`Error::WrongState`](crate::Error::WrongState) for a generation that did not pass or whose index is gone.
     pub fn verify<'a>(&'a self, id: &'a GenerationId) -> Pending<'a, VerifyReport> {
         Box::pin(async move { self.indexing().verify(id).await })
     }
@@ -58,7 +60,7 @@ impl Bank {
     /// Moves the pointer that search follows to a validated generation.
     ///
     /// # Errors
-    /// [`Error::PointerMoved`] if another process was faster.
+    /// [`Error::PointerMoved`](crate::Error::PointerMoved) if another process was faster.
     pub fn activate(&self, validated: Validated) -> Pending<'_, Activation> {
         Box::pin(async move { self.indexing().activate(validated).await })
     }
@@ -74,7 +76,7 @@ impl Bank {
     /// Moves the pointer to a generation that passed validation earlier.
     ///
     /// # Errors
-    /// [`Error::WrongState`] for one that never passed.
+    /// [`Error::WrongState`](crate::Error::WrongState) for one that never passed.
     pub fn activate_generation<'a>(&'a self, id: &'a GenerationId) -> Pending<'a, Activation> {
         Box::pin(async move { self.indexing().activate_stored(id).await })
     }
@@ -82,7 +84,7 @@ impl Bank {
     /// Returns to the generation that was active before.
     ///
     /// # Errors
-    /// [`Error::WrongState`] if there is none.
+    /// [`Error::WrongState`](crate::Error::WrongState) if there is none.
     pub fn rollback(&self) -> Pending<'_, Activation> {
         Box::pin(async move { self.indexing().rollback().await })
     }
@@ -107,7 +109,8 @@ impl Bank {
     /// was trained with.
     ///
     /// # Errors
-    /// [`Error::NoActiveGeneration`], [`Error::Busy`], [`Error::Cancelled`].
+    /// [`Error::NoActiveGeneration`](crate::Error::NoActiveGeneration), [`Error::Busy`](crate::Error::Busy),
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
     pub fn optimise_index(&self) -> Pending<'_, OptimiseReport> {
         Box::pin(async move { self.indexing().optimise().await })
     }
@@ -116,7 +119,7 @@ impl Bank {
     /// there is no index.
     ///
     /// # Errors
-    /// [`Error::Cancelled`].
+    /// [`Error::Cancelled`](crate::Error::Cancelled).
     pub fn measure_live_recall(&self, k: usize) -> Pending<'_, Option<LiveRecall>> {
         Box::pin(async move { self.indexing().measure_live(k).await })
     }
